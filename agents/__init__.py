@@ -1,0 +1,1 @@
+"""Decides: which arm, which tool, when to stop. May import rag; never tuning."""

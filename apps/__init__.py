@@ -1,0 +1,1 @@
+"""Everything a person touches: command line and pages. May import agents, tuning and rag."""

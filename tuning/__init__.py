@@ -1,0 +1,1 @@
+"""Makes a better generator or retriever. May import rag; never agents."""
