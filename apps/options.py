@@ -1,0 +1,242 @@
+"""What the command line knows: its options, its commands, and where a value may come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rag.errors import ConfigError, UsageError
+from rag.types import ARMS
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One `--option`. A default of None means that the command decides; `flag` options take no value."""
+
+    help: str
+    type: Callable[[str], Any] = str
+    default: Any = None
+    choices: tuple[str, ...] | None = None
+    metavar: str | None = None
+    short: str | None = None
+    flag: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command: where its function lives, what it takes, and what to say when it is stopped."""
+
+    help: str
+    function: str
+    positionals: Mapping[str, str] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
+    resume: str = "Nothing was changed."
+
+
+def count(text: str) -> int:
+    """A whole number of 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+OPTIONS: dict[str, Option] = {
+    "out": Option("where to write", Path, metavar="PATH"),
+    "questions": Option("questions, one JSON object a line", Path, metavar="FILE"),
+    "train": Option("training questions, one JSON object a line", Path, metavar="FILE"),
+    "encoder": Option("embedding model: 'starter', a hub id or a folder", metavar="NAME"),
+    "generator": Option("chat model: 'starter', a hub id, a folder, or openai:MODEL@BASE_URL", metavar="NAME"),
+    "reranker": Option("cross-encoder that re-orders what was found: a hub id or a folder", metavar="NAME"),
+    "seed": Option("random seed", int, 0, metavar="N"),
+    "words": Option("words in a chunk", count, 150, metavar="N"),
+    "k": Option("passages to find", count, 5, metavar="N", short="-k"),
+    "mode": Option("how to search", default="hybrid", choices=("hybrid", "dense", "lexical")),
+    "arm": Option("who answers; auto: what `ragtune decide` chose, else rag", default="auto", choices=("auto", *ARMS)),
+    "adapter": Option("adapter folder made by `ragtune tune`", Path, metavar="DIR"),
+    "decision": Option("run folder of `ragtune decide` to serve, instead of the index's own", Path, metavar="RUN"),
+    "n": Option("how many questions to make", count, 200, metavar="N", short="-n"),
+    "recipe": Option("what to train on", default="rag", choices=("rag", "closed-book")),
+    "method": Option("what to train", default="lora", choices=("lora", "qlora", "dora", "full")),
+    "epochs": Option("passes over the rows", float, metavar="N"),
+    "learning_rate": Option("peak learning rate", float, metavar="RATE"),
+    "minutes": Option("stop training after this many minutes", float, metavar="N"),
+    "queries": Option("questions to be answered before the next training or re-indexing", count, metavar="N"),
+    "port": Option("port of the page", int, 7860, metavar="N"),
+    "folder": Option("where the demo keeps its work", Path, Path("demo"), metavar="DIR"),
+    "strict": Option("fail when a file cannot be read", flag=True),
+    "skip_broken": Option("use the good lines of a questions file that has broken ones", flag=True),
+    "dry_run": Option("say what would be done and how long it takes, then stop", flag=True),
+    "no_chat": Option("end with the decision instead of the page", flag=True),
+}
+COMMON = {
+    "config": Option("YAML file with options (flags and environment come first)", Path, metavar="FILE"),
+    "json": Option("print the result as JSON", flag=True),
+    "quiet": Option("no progress", flag=True, short="-q"),
+}
+_MODELS = ("encoder", "generator", "seed")
+_INDEX = "index folder made by `ragtune index`"
+
+COMMANDS: dict[str, Command] = {
+    "index": Command(
+        "read files and folders into an index; again: only what changed",
+        "apps.commands:index",
+        {"paths": "files or folders to index"},
+        ("out", "words", "encoder", "strict"),
+        ("out",),
+        "The index is as it was before this command, or complete; type the same command to go on.",
+    ),
+    "search": Command(
+        "show what retrieval finds for a query",
+        "apps.commands:search",
+        {"index": _INDEX, "query": "what to look for"},
+        ("k", "mode", "reranker", "encoder"),
+    ),
+    "ask": Command(
+        "answer one question, with citations",
+        "apps.commands:ask",
+        {"index": _INDEX, "question": "the question"},
+        ("arm", "adapter", "decision", "k", "reranker", *_MODELS),
+    ),
+    "questions": Command(
+        "make questions with answers and evidence from the documents",
+        "apps.jobs:questions",
+        {"index": _INDEX},
+        ("out", "n", *_MODELS),
+        ("out",),
+        "Questions made so far are kept where the job keeps its work; type the same command to go on.",
+    ),
+    "tune": Command(
+        "fine-tune the generator on what retrieval finds",
+        "apps.jobs:tune",
+        {"index": _INDEX},
+        (
+            "questions",
+            "out",
+            "recipe",
+            "method",
+            "epochs",
+            "learning_rate",
+            "minutes",
+            "k",
+            "skip_broken",
+            "dry_run",
+            *_MODELS,
+        ),
+        ("questions", "out"),
+        "Checkpoints are kept; type the same command to resume from the last one.",
+    ),
+    "evaluate": Command(
+        "measure one arm on questions with known answers",
+        "apps.commands:evaluate",
+        {"index": _INDEX},
+        ("questions", "arm", "adapter", "decision", "k", "reranker", "skip_broken", *_MODELS),
+        ("questions",),
+    ),
+    "decide": Command(
+        "measure base, rag, tuned and tuned+rag, and choose",
+        "apps.jobs:decide",
+        {"index": _INDEX},
+        (
+            "train",
+            "questions",
+            "out",
+            "method",
+            "epochs",
+            "learning_rate",
+            "minutes",
+            "k",
+            "queries",
+            "skip_broken",
+            "dry_run",
+            *_MODELS,
+        ),
+        ("questions", "out"),
+        "Finished steps are kept in the run folder; type the same command to go on.",
+    ),
+    "chat": Command(
+        "chat with the documents in a browser",
+        "apps.jobs:chat",
+        {"index": _INDEX},
+        ("port", "decision", "adapter", "reranker", *_MODELS),
+        (),
+        "The page is closed.",
+    ),
+    "demo": Command(
+        "index, tune, decide and chat with the sample handbook",
+        "apps.demo:demo",
+        {},
+        ("folder", "port", "no_chat", "seed"),
+        (),
+        "Finished steps are kept; type the same command to go on.",
+    ),
+    "env": Command("what to paste into a bug report", "apps.env:command"),
+}
+
+
+def resolve(command: str, given: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
+    """The arguments of the command's function: flag over environment over file over default.
+
+    Raises ConfigError naming the origin of a value that is not allowed, UsageError for what is missing.
+    """
+    spec = COMMANDS[command]
+    config = given.get("config") or environment.get("RAGTUNE_CONFIG")
+    from_file = read_config(Path(config), command) if config else {}
+    values = {name: given[name] for name in spec.positionals}
+    for key in spec.options:
+        option, variable = OPTIONS[key], f"RAGTUNE_{key.upper()}"
+        if given.get(key) not in (None, False):
+            values[key] = given[key]
+        elif not option.flag and environment.get(variable):
+            values[key] = _convert(option, environment[variable], f"the environment variable {variable}")
+        elif key in from_file:
+            values[key] = _convert(option, from_file[key], f"'{key}' in {config}")
+        else:
+            values[key] = False if option.flag else option.default
+    missing = [f"--{key.replace('_', '-')}" for key in spec.required if values[key] is None]
+    if missing:
+        raise UsageError(f"ragtune {command} needs {' and '.join(missing)}. Type `ragtune {command} --help`.")
+    return values
+
+
+def _convert(option: Option, value: Any, origin: str) -> Any:
+    if option.flag:
+        if isinstance(value, bool):
+            return value
+        raise ConfigError(f"{origin} is {value!r}; allowed are true and false.")
+    try:
+        converted = option.type(str(value))
+    except ValueError:
+        raise ConfigError(f"{origin} is {value!r}; what is wanted: {option.help}.") from None
+    if option.choices and converted not in option.choices:
+        raise ConfigError(f"{origin} is {value!r}; allowed are {', '.join(option.choices)}.")
+    return converted
+
+
+def read_config(path: Path, command: str) -> dict[str, Any]:
+    """Options from a YAML file: keys at the top serve every command, a section named like a command only that one."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(f"The configuration file {path} cannot be read ({error.strerror}).") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The configuration file {path} is not YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(found, dict):
+        raise ConfigError(
+            f"The configuration file {path} must hold 'option: value' lines, not a {type(found).__name__}."
+        )
+    merged: dict[str, Any] = {}
+    section = found.get(command) if isinstance(found.get(command), dict) else {}
+    for key, value in [*found.items(), *section.items()]:
+        name = str(key).replace("-", "_")
+        if name in COMMANDS and isinstance(value, dict):
+            continue
+        if name not in OPTIONS:
+            raise ConfigError(f"{path} has an unknown option {key!r}; known are {', '.join(sorted(OPTIONS))}.")
+        merged[name] = value
+    return merged
