@@ -21,7 +21,7 @@ from typing import NoReturn
 
 from apps.console import Console
 from apps.options import COMMANDS, COMMON, OPTIONS, Option, resolve
-from rag.errors import QuestionsError, RagtuneError, UsageError
+from rag.errors import RagtuneError, UsageError
 
 
 class Parser(argparse.ArgumentParser):
@@ -132,9 +132,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         _complain(str(error))
-        if isinstance(error, QuestionsError):
-            for line, reason in error.problems[:20]:
-                print(f"  line {line}: {reason}", file=sys.stderr)
         return error.exit_code
     except MemoryError:
         _complain("out of memory. Close other programs, take a smaller model, or a smaller -k.")
@@ -154,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(sentence: str) -> None:
-    print(f"ragtune: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
+    print(f"ragtune: {sentence.strip()}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,207 @@
+"""From an index folder to something that answers: which decision serves it, and the models in memory.
+
+The decision is recorded in a small file beside the index folder, so that the index itself stays as it is:
+
+manuals/                  the index
+manuals.serving.json      {"format": 1, "decision": "runs/first"}   path of the run folder, relative to this file
+
+Models are loaded through the three functions `load_…` of this module, which tests replace by fakes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apps.console import Console
+from rag.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from rag.retrieve import Retriever
+
+    from rag.answer import AnswerConfig, Answerer
+    from rag.index import Index
+    from rag.protocols import Encoder, Generator, Reranker
+
+FORMAT = 1
+STARTER = "starter"
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What answers when nothing else is asked for. Without a decision: `rag` with the defaults."""
+
+    arm: str = "rag"
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    generator: str | None = None
+    answer: AnswerConfig | None = None
+    decision: Path | None = None
+
+
+def pointer(index: Path) -> Path:
+    """The file beside an index folder that names its decision."""
+    index = index.resolve()
+    return index.with_name(index.name + ".serving.json")
+
+
+def serve_decision(index: Path, run: Path) -> Path:
+    """From now on this index is served by the decision in `run`. Returns the file that says so."""
+    file = pointer(index)
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    row = {"format": FORMAT, "decision": os.path.relpath(run.resolve(), file.parent)}
+    with open(aside, "w", encoding="utf-8") as out:
+        json.dump(row, out, ensure_ascii=False)
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(aside, file)
+    return file
+
+
+def find_run(index: Path) -> Path | None:
+    """The run folder that serves this index, None where nothing was decided. ConfigError when the file is broken."""
+    file = pointer(index)
+    if not file.is_file():
+        return None
+    try:
+        row = json.loads(file.read_text(encoding="utf-8"))
+        if row["format"] != FORMAT:
+            raise ValueError(f"format {row['format']}")
+        run = (file.parent / row["decision"]).resolve()
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} cannot be read ({error}); delete it, or run `ragtune decide` again.") from None
+    if not (run / "decision.json").is_file():
+        raise ConfigError(f"{file} names the decision {run}, which is gone; delete the file, or give --decision RUN.")
+    return run
+
+
+def find_serving(index: Path, *, decision: Path | None = None) -> Serving:
+    """How this index is served: by `decision` when given, else by the one that was recorded, else by the defaults.
+
+    A chosen arm whose adapter folder has vanished is not served silently by another: ConfigError names the folder.
+    """
+    from apps.decision import decided_adapters, load_decision
+
+    run = decision or find_run(index)
+    if run is None:
+        return Serving()
+    view = load_decision(run)
+    folder = run if run.is_dir() else run.parent
+    adapters = decided_adapters(view, folder)
+    chosen = str(view.data.get("chosen") or "rag")
+    if chosen.startswith("tuned") and chosen not in adapters:
+        raise ConfigError(
+            f"The decision in {folder} chose {chosen}, but the folder of its adapter is gone. "
+            "Run `ragtune decide` again, or choose another arm with --arm rag."
+        )
+    generator = view.data.get("generator")
+    return Serving(chosen, adapters, generator if isinstance(generator, str) else None, _answer(view.data), folder)
+
+
+def _answer(data: Mapping[str, Any]) -> AnswerConfig | None:
+    """The answer settings that were measured; what this version does not know is left out."""
+    from dataclasses import fields
+
+    from rag.answer import AnswerConfig
+
+    saved = data.get("answer_config")
+    if not isinstance(saved, dict):
+        return None
+    known = {f.name for f in fields(AnswerConfig)}
+    return AnswerConfig(**{key: value for key, value in saved.items() if key in known})
+
+
+def load_encoder(name: str) -> Encoder:
+    """`rag.models.load_encoder`; a seam for tests."""
+    from rag import models
+
+    return models.load_encoder(name)
+
+
+def load_generator(name: str) -> Generator:
+    """`rag.models.load_generator`; a seam for tests."""
+    from rag import models
+
+    return models.load_generator(name)
+
+
+def load_reranker(name: str) -> Reranker:
+    """`rag.models.load_reranker`; a seam for tests."""
+    from rag import models
+
+    return models.load_reranker(name)
+
+
+def open_index(folder: Path, encoder: str | None, console: Console) -> Index:
+    """The index with the encoder it was made with, or the one that was named.
+
+    Raises IndexMissing, EncoderMismatch.
+    """
+    from rag.index import Index
+
+    name = encoder or Index.open(folder).manifest.encoder
+    console.progress("loading the encoder", 0, 0, name)
+    return Index.open(folder, load_encoder(name))
+
+
+def make_retriever(index: Index, *, k: int | None, mode: str = "hybrid", reranker: str | None = None) -> Retriever:
+    """The serving retriever of an index."""
+    from rag.retrieve import RetrievalConfig, Retriever
+
+    options: dict[str, Any] = {"mode": mode, "reranker": reranker, **({"k": k} if k else {})}
+    model = load_reranker(reranker) if reranker else None
+    return Retriever(index, RetrievalConfig(**options), reranker=model)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What is needed to answer: made by `open_session` from the arguments that ask, evaluate and chat share."""
+
+    index: Index
+    answerer: Answerer
+    serving: Serving
+    arm: str
+
+
+def open_session(
+    index: Path,
+    *,
+    arm: str,
+    adapter: Path | None,
+    decision: Path | None,
+    k: int | None,
+    reranker: str | None,
+    encoder: str | None,
+    generator: str | None,
+    console: Console,
+) -> Session:
+    """Index, models and the arm that answers; everything cheap is checked before a model is loaded."""
+    import dataclasses
+
+    from rag.answer import AnswerConfig, Answerer
+
+    serving = find_serving(index, decision=decision)
+    adapters = dict(serving.adapters)
+    if adapter is not None:
+        if not adapter.is_dir():
+            raise UsageError(f"There is no adapter folder at {adapter}. Make one with `ragtune tune`.")
+        arm = "tuned+rag" if arm == "auto" else arm
+        adapters[arm] = str(adapter)
+    arm = serving.arm if arm == "auto" else arm
+    if arm.startswith("tuned") and arm not in adapters:
+        raise UsageError(
+            f'The arm "{arm}" needs a tuned adapter, and none is registered for {index}. '
+            "Run `ragtune decide`, or give one with --adapter."
+        )
+    opened = open_index(index, encoder, console)
+    name = generator or serving.generator or STARTER
+    console.progress("loading the generator", 0, 0, name)
+    model = load_generator(name)
+    config = serving.answer or AnswerConfig()
+    if k:
+        config = dataclasses.replace(config, k=k)
+    retriever = make_retriever(opened, k=config.k, reranker=reranker)
+    return Session(opened, Answerer(model, retriever, config, adapters=adapters), serving, arm)
