@@ -1,0 +1,460 @@
+"""An index folder as a durable thing: make, bring up to date, add, delete, open, verify.
+
+`sync` reads the given folders and files, keeps what did not change (by content hash), embeds only texts that the index
+has not embedded yet, and commits one new generation (`rag.store`), or nothing when nothing changed. Readers hold a
+`Snapshot` and are never blocked.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from rag import vectors
+from rag.chunk import ChunkConfig, chunk_document
+from rag.errors import EncoderMismatch, IndexError_, IndexMissing, LoadError, UsageError
+from rag.generation import Entry, Fresh, Kept, write_generation
+from rag.load import SUFFIXES, LoadFailure, SourceFile, document_id, find_files, load_bytes, read_bytes
+from rag.protocols import Encoder
+from rag.snapshot import Snapshot, SourceInfo
+from rag.store import MANIFEST, Disk, Manifest, WriteLock, remove_leftovers
+from rag.types import Chunk, Document
+
+StageProgress: TypeAlias = Callable[[str, int, int, str], None]
+"""Called as progress(stage, done, total, detail) with stage "read", "embed" or "write"; may raise to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexReport:
+    """What one change did. `documents` and `chunks` are totals after it; the other counts are documents, and `embedded`
+    counts texts sent to the encoder. `failed` files are not in the index, except where an earlier version still is."""
+
+    documents: int
+    chunks: int
+    added: int = 0
+    updated: int = 0
+    deleted: int = 0
+    embedded: int = 0
+    failed: tuple[LoadFailure, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class _Plan:
+    """The documents of the next generation by source, and how they differ from the last one."""
+
+    entries: dict[str, Entry] = field(default_factory=dict)
+    added: int = 0
+    updated: int = 0
+    deleted: int = 0
+    failed: list[LoadFailure] = field(default_factory=list)
+
+
+def sync(
+    folder: str | os.PathLike[str],
+    paths: Sequence[str | os.PathLike[str]],
+    encoder: Encoder,
+    *,
+    chunk: ChunkConfig | None = None,
+    progress: StageProgress | None = None,
+    rebuild: bool = False,
+    disk: Disk | None = None,
+) -> IndexReport:
+    """Make the index in `folder` agree with these folders and files: add, update, and delete what vanished from them.
+
+    Documents of roots that are not among `paths` stay. `chunk=None` keeps the settings of the index; other settings cut
+    every document anew, from the stored texts. `rebuild=True` embeds all of it again, which another encoder needs.
+    A killed or interrupted run leaves the state before it, and its vectors in a journal that the next run goes on from.
+
+    Raises:
+        UsageError: a path does not exist, or there is nothing to read below the paths (nothing is deleted then).
+        LoadError: there was no index, and not one file could be read.
+        EncoderMismatch: the index was made with another encoder.
+        IndexLocked, IndexCorrupt, IndexError_: another writer; damage; the disk refuses.
+        NumericalError: the encoder returned NaN; names the documents.
+    """
+    started = time.perf_counter()
+    folder = Path(folder)
+    found, failed = _find(folder, paths)
+    if not found and not failed:
+        raise UsageError(
+            f"Nothing to read in {', '.join(str(p) for p in paths) or 'no path'}: no file ends in {', '.join(SUFFIXES)}. "
+            "Give a folder with documents. (Nothing was changed.)"
+        )
+    with _writing(folder) as old:
+        if old is not None and not rebuild:
+            check_encoder(folder, old, encoder)
+        settings = chunk or (ChunkConfig(**old.manifest.chunking) if old else ChunkConfig())
+        roots, files = _name_sources(old, found)
+        plan = _Plan(failed=list(failed))
+        given = {i for i, root in enumerate(roots) if root["path"] in {r.path for r in found}}
+        _keep_others(plan, old, given, set(files), _unlisted(roots, found))
+        _read_files(plan, old, files, progress)
+        if not plan.entries and plan.failed:
+            raise LoadError(_none_readable(plan.failed))
+        again = rebuild or (old is not None and asdict(settings) != dict(old.manifest.chunking))
+        return _write(folder, old, plan, encoder, settings, roots, again, progress, disk, started)
+
+
+class Index:
+    """An open index. `dense`, `lexical`, `chunks` … answer from one generation, `snapshot`, until `refresh`, `add` or
+    `delete` moves on to a newer one. Safe to use from several threads."""
+
+    def __init__(self, folder: Path, snapshot: Snapshot, encoder: Encoder | None) -> None:
+        self.folder = folder
+        self.encoder = encoder
+        self.snapshot = snapshot
+        self._stamp = _stamp(folder)
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str], encoder: Encoder | None = None) -> Index:
+        """Open the committed generation; sizes and shapes are checked, `verify` checks every byte.
+
+        Raises IndexMissing, IndexCorrupt (naming the file), EncoderMismatch (naming both encoders).
+        """
+        folder = Path(folder)
+        index = cls(folder, Snapshot.open(folder), encoder)
+        if encoder is not None:
+            check_encoder(folder, index.snapshot, encoder)
+        return index
+
+    def refresh(self) -> bool:
+        """Move on to the newest generation when another writer committed one. Costs one `stat` when none did."""
+        stamp = _stamp(self.folder)
+        if stamp == self._stamp:
+            return False
+        snapshot = Snapshot.open(self.folder)
+        if self.encoder is not None:
+            check_encoder(self.folder, snapshot, self.encoder)
+        self.snapshot, self._stamp = snapshot, stamp
+        return True
+
+    @property
+    def generation(self) -> int:
+        """Counts commits, from 1."""
+        return self.snapshot.manifest.generation
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the generation says about itself ."""
+        return self.snapshot.manifest
+
+    @property
+    def chunks(self) -> Sequence[Chunk]:
+        """All chunks in row order."""
+        return self.snapshot.chunks
+
+    @property
+    def sources(self) -> list[SourceInfo]:
+        """All documents, sorted by source."""
+        return self.snapshot.sources
+
+    def text(self, source: str) -> str:
+        """The whole text of a document; UsageError where there is none of this source."""
+        return self.snapshot.document(source).text
+
+    def document(self, source: str) -> Document:
+        """A document as it was loaded; UsageError where there is none of this source."""
+        return self.snapshot.document(source)
+
+    def chunk(self, chunk_id: str) -> Chunk:
+        """The chunk with this id; UsageError where there is none."""
+        return self.snapshot.chunk(chunk_id)
+
+    def embed_queries(self, queries: Sequence[str]) -> np.ndarray:
+        """Unit vectors float32 [len(queries), dimension]. UsageError without an encoder, NumericalError for NaN."""
+        if self.encoder is None:
+            raise UsageError(f"The index {self.folder} was opened without an encoder; dense search needs one.")
+        found = np.asarray(self.encoder.encode(list(queries), kind="query"), np.float32)
+        dimension = self.snapshot.manifest.dimension
+        vectors.check_vectors(found, len(queries), dimension, self.encoder.name, lambda i: repr(queries[i][:60]))
+        return found
+
+    def dense(self, queries: Sequence[str], k: int) -> list[vectors.Hits]:
+        """For each query the best `k` (row, cosine), best first, equal scores by row."""
+        return self.snapshot.dense(self.embed_queries(queries), k)
+
+    def lexical(self, queries: Sequence[str], k: int) -> list[vectors.Hits]:
+        """For each query the best `k` (row, BM25 score above 0), best first, equal scores by row."""
+        return self.snapshot.lexical(queries, k)
+
+    def verify(self) -> list[str]:
+        """One sentence for every damage found; empty when all is well."""
+        return self.snapshot.verify()
+
+    def delete(self, sources: Sequence[str], *, disk: Disk | None = None) -> IndexReport:
+        """Remove documents. Their chunks are never returned again, and their text is gone from the folder's files."""
+        started = time.perf_counter()
+        with _writing(self.folder) as old:
+            if old is None:
+                raise IndexMissing(f"No index at {self.folder} any more.")
+            unknown = [s for s in sources if s not in old.by_source]
+            if unknown:
+                raise UsageError(f"No document {unknown[0]!r} in {self.folder}. Sources are listed by `Index.sources`.")
+            plan = _Plan(deleted=len(set(sources)))
+            for position, record in enumerate(old.records):
+                if record.document.source not in set(sources):
+                    plan.entries[record.document.source] = Kept(position, record.root)
+            settings = ChunkConfig(**old.manifest.chunking)
+            report = _write(self.folder, old, plan, None, settings, old.manifest.roots, False, None, disk, started)
+        self.refresh()
+        return report
+
+    def add(
+        self,
+        files: Sequence[SourceFile],
+        encoder: Encoder | None = None,
+        *,
+        progress: StageProgress | None = None,
+        disk: Disk | None = None,
+    ) -> IndexReport:
+        """Add single files, or replace those of the same source; they stay until they are deleted."""
+        started = time.perf_counter()
+        encoder = encoder or self.encoder
+        if encoder is None:
+            raise UsageError(f"The index {self.folder} was opened without an encoder; adding needs one.")
+        with _writing(self.folder) as old:
+            if old is None:
+                raise IndexMissing(f"No index at {self.folder} any more.")
+            check_encoder(self.folder, old, encoder)
+            plan, named = _Plan(), {file.source: (-1, file) for file in files}
+            _keep_others(plan, old, set(), set(named))
+            _read_files(plan, old, named, progress)
+            settings = ChunkConfig(**old.manifest.chunking)
+            report = _write(
+                self.folder, old, plan, encoder, settings, old.manifest.roots, False, progress, disk, started
+            )
+        self.refresh()
+        return report
+
+
+def check_encoder(folder: Path, snapshot: Snapshot, encoder: Encoder) -> None:
+    """EncoderMismatch, naming both, unless the index was made with this encoder."""
+    m = snapshot.manifest
+    if m.fingerprint != encoder.fingerprint:
+        raise EncoderMismatch(
+            f"The index {folder} was made with the encoder {m.encoder} (fingerprint {m.fingerprint[:12]}, dimension "
+            f"{m.dimension}); you gave {encoder.name} (fingerprint {encoder.fingerprint[:12]}, dimension "
+            f"{encoder.dimension}). Use {m.encoder}, or index the documents again with {encoder.name} into a new folder."
+        )
+
+
+class _writing:
+    """The write lock, and within it the committed state (None where there is none yet), left-overs removed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> Snapshot | None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = WriteLock(self.folder)
+            self._lock.__enter__()
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UsageError(f"{self.folder} is a file; give a folder for the index.") from error
+        except OSError as error:
+            raise IndexError_(
+                f"The index folder {self.folder} cannot be written: {error.strerror or error}. Check permissions and space."
+            ) from error
+        try:
+            old = Snapshot.open(self.folder) if (self.folder / MANIFEST).exists() else None
+            remove_leftovers(self.folder, old.manifest if old else None)
+            return old
+        except BaseException:
+            self._lock.__exit__()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.__exit__()
+
+
+def _stamp(folder: Path) -> tuple[int, int, int] | None:
+    try:
+        info = os.stat(folder / MANIFEST)
+    except OSError:
+        return None
+    return info.st_mtime_ns, info.st_ino, info.st_size
+
+
+@dataclass(frozen=True, slots=True)
+class _Root:
+    """One path that was given, and the files found there (sources relative to it)."""
+
+    path: str
+    name: str
+    folder: bool
+    files: tuple[SourceFile, ...]
+    unlisted: tuple[str, ...]  # folders below it that could not be listed: what they held is not known to be gone
+
+
+def _find(folder: Path, paths: Sequence[str | os.PathLike[str]]) -> tuple[list[_Root], list[LoadFailure]]:
+    """Files by root, each file once; the index's own files are no documents."""
+    own = os.path.realpath(folder) + os.sep
+    roots: list[_Root] = []
+    failed: list[LoadFailure] = []
+    seen: set[str] = set()
+    if isinstance(paths, (str, os.PathLike)):
+        paths = [paths]
+    for path in paths:
+        found = find_files([path])
+        failed.extend(found.failed)
+        files = []
+        for file in found:
+            real = os.path.realpath(file.path)
+            if real not in seen and not real.startswith(own):
+                seen.add(real)
+                files.append(file)
+        where = Path(os.path.realpath(path))
+        name = where.name if where.is_dir() else where.parent.name
+        if files or where.is_dir():
+            unlisted = tuple(f.source for f in found.failed) if where.is_dir() else ()
+            roots.append(_Root(str(where), name or "root", where.is_dir(), tuple(files), unlisted))
+    return (roots if any(r.files for r in roots) else []), failed
+
+
+def _name_sources(
+    old: Snapshot | None, found: Sequence[_Root]
+) -> tuple[tuple[dict[str, str], ...], dict[str, tuple[int, SourceFile]]]:
+    """The roots of the next generation, and source → (root number, file).
+
+    The only folder of an index names its files without a prefix; with several, each later one is prefixed by its name,
+    and so is any file whose source is taken.
+    """
+    roots = [dict(r) for r in old.manifest.roots] if old else []
+    number = {r["path"]: i for i, r in enumerate(roots)}
+    folders = sum(r.folder for r in found)
+    for root in found:
+        if root.path not in number:
+            alone = not root.folder or (not roots and folders == 1)
+            prefixes = {r["prefix"] for r in roots}
+            prefix = "" if alone else _unused(f"{root.name}/", prefixes)
+            number[root.path] = len(roots)
+            roots.append({"path": root.path, "prefix": prefix})
+    given = {number[r.path] for r in found}
+    taken = {r.document.source for r in old.records if r.root not in given and r.root >= 0} if old else set()
+    files: dict[str, tuple[int, SourceFile]] = {}
+    for root in sorted(found, key=lambda r: number[r.path]):
+        at = number[root.path]
+        for file in root.files:
+            source = roots[at]["prefix"] + file.source
+            if source in taken or source in files:
+                source = _unused_source(f"{root.name}/{file.source}", taken | files.keys())
+            files[source] = (at, SourceFile(file.path, source))
+    return tuple(roots), files
+
+
+def _unused(prefix: str, taken: set[str]) -> str:
+    candidate, n = prefix, 2
+    while candidate in taken:
+        candidate, n = f"{prefix[:-1]}-{n}/", n + 1
+    return candidate
+
+
+def _unused_source(source: str, taken: set[str]) -> str:
+    parent, _, name = source.partition("/")
+    candidate, n = source, 2
+    while candidate in taken:
+        candidate, n = f"{parent}-{n}/{name}", n + 1
+    return candidate
+
+
+def _unlisted(roots: Sequence[Mapping[str, str]], found: Sequence[_Root]) -> tuple[str, ...]:
+    """Beginnings of sources below folders that could not be listed."""
+    prefix = {r["path"]: r["prefix"] for r in roots}
+    return tuple(
+        prefix[root.path] + (f"{below}/" if below != root.path else "") for root in found for below in root.unlisted
+    )
+
+
+def _keep_others(
+    plan: _Plan, old: Snapshot | None, given: set[int], named: set[str], unlisted: tuple[str, ...] = ()
+) -> None:
+    """Documents of other roots stay; those of the given roots that are not named any more are deleted."""
+    for position, record in enumerate(old.records if old else []):
+        source = record.document.source
+        if source in named:
+            continue
+        if record.root in given and not source.startswith(unlisted):
+            plan.deleted += 1
+        else:
+            plan.entries[source] = Kept(position, record.root)
+
+
+def _read_files(
+    plan: _Plan, old: Snapshot | None, files: dict[str, tuple[int, SourceFile]], progress: StageProgress | None
+) -> None:
+    """Unchanged files are kept by their hash, others loaded. A file that cannot be read leaves its earlier version."""
+    for done, (source, (root, file)) in enumerate(files.items()):
+        if progress:
+            progress("read", done, len(files), source)
+        position = old.by_source.get(source) if old else None
+        try:
+            data = read_bytes(file)
+            if old is not None and position is not None:
+                if old.records[position].document.id == document_id(source, data):
+                    plan.entries[source] = Kept(position, root)
+                    continue
+            plan.entries[source] = Fresh(load_bytes(source, data), root)
+        except LoadError as error:
+            plan.failed.append(LoadFailure(source, str(error)))
+            if position is not None:
+                plan.entries[source] = Kept(position, root)
+            continue
+        plan.added += position is None
+        plan.updated += position is not None
+    if progress:
+        progress("read", len(files), len(files), "")
+
+
+def _none_readable(failed: Sequence[LoadFailure]) -> str:
+    shown = "; ".join(f"{f.source}: {f.reason}" for f in failed[:3])
+    more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
+    return f"None of the {len(failed)} files could be read, so no index was written: {shown}{more}."
+
+
+def _write(
+    folder: Path,
+    old: Snapshot | None,
+    plan: _Plan,
+    encoder: Encoder | None,
+    settings: ChunkConfig,
+    roots: Sequence[Mapping[str, str]],
+    again: bool,
+    progress: StageProgress | None,
+    disk: Disk | None,
+    started: float,
+) -> IndexReport:
+    """Cut what is new, commit, and report; no commit when the documents are those of the last generation."""
+    entries = [plan.entries[source] for source in sorted(plan.entries)]
+    if old is not None and not again:
+        same = [(e.position, e.root) for e in entries if isinstance(e, Kept)]
+        if same == [(i, r.root) for i, r in enumerate(old.records)] and len(same) == len(entries):
+            seconds = time.perf_counter() - started
+            return IndexReport(len(old.records), len(old.table), failed=tuple(plan.failed), seconds=seconds)
+    if again and old is not None:
+        entries = [Fresh(old.document_at(e.position), e.root) if isinstance(e, Kept) else e for e in entries]
+    if encoder is not None:
+        for entry in entries:
+            if isinstance(entry, Fresh):
+                entry.chunks = chunk_document(
+                    entry.document, settings, count_tokens=encoder.count_tokens, max_tokens=encoder.max_tokens
+                )
+    manifest, embedded = write_generation(
+        folder, old, entries, encoder, chunking=asdict(settings), roots=roots, progress=progress, disk=disk
+    )
+    return IndexReport(
+        manifest.documents,
+        manifest.chunks,
+        plan.added,
+        plan.updated,
+        plan.deleted,
+        embedded,
+        tuple(plan.failed),
+        time.perf_counter() - started,
+    )

@@ -1,0 +1,381 @@
+"""Files of an index on disk: one manifest names one generation of immutable files, and is swapped by a rename.
+
+    INDEX/manifest.json         format, generation, encoder, counts; size and sha256 of every file below; its own checksum
+    INDEX/NAME-GENERATION.EXT   the files of that generation: written aside, flushed, never changed afterwards
+    INDEX/journal.bin           vectors embedded so far by an unfinished run (removed by the commit that uses them)
+    INDEX/lock                  pid, host and time of the writer, while one writes
+
+A commit writes all files of the next generation, flushes them and the folder, renames the manifest over the old one,
+flushes the folder again, and only then removes the files of the old generation. So a process killed anywhere, a full disk
+or a short write leaves the old or the new generation, and what deleted documents said is gone from the folder with the
+commit that deleted them. Files that no manifest names are left-overs of such a death; the next writer removes them.
+
+Covered: torn, truncated and bit-flipped files are found and named (sizes at every open, sha256 in `verify`).
+Not covered: somebody who rewrites the files *and* the checksums; traces of removed files on the medium itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rag.errors import IndexCorrupt, IndexError_, IndexLocked, IndexMissing
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+JOURNAL = "journal.bin"
+LOCK = "lock"
+_OURS = re.compile(r"^[a-z]+-\d+\.(npy|jsonl|bin|txt|faiss)$|^manifest\.json\.tmp$|^journal\.bin\.tmp$")
+_MANIFEST_LIMIT = 64 * 2**20
+
+
+class Disk:
+    """The file operations of a commit, in one place so that a test can make the n-th of them fail."""
+
+    def write(self, path: Path, blocks: Iterable[bytes | memoryview]) -> tuple[int, str]:
+        """Write and flush a new file; returns its size and sha256."""
+        digest, size = hashlib.sha256(), 0
+        with open(path, "wb") as file:
+            for block in blocks:
+                view = memoryview(block).cast("B") if len(block) else memoryview(b"")
+                digest.update(view)
+                size += self.put(file.fileno(), view)
+            self.sync(file.fileno())
+        return size, digest.hexdigest()
+
+    def put(self, handle: int, view: memoryview) -> int:
+        """Write all of `view`; the system may take it in several pieces."""
+        done = 0
+        while done < len(view):
+            wrote = os.write(handle, view[done:])
+            if wrote == 0:
+                raise OSError(5, "the system wrote nothing")
+            done += wrote
+        return done
+
+    def sync(self, handle: int) -> None:
+        os.fsync(handle)
+
+    def sync_folder(self, folder: Path) -> None:
+        """Make renames and removals in `folder` durable (a no-op where folders cannot be opened, as on Windows)."""
+        if not hasattr(os, "O_DIRECTORY"):
+            return
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self.sync(handle)
+        finally:
+            os.close(handle)
+
+    def rename(self, source: Path, target: Path) -> None:
+        os.replace(source, target)
+
+    def remove(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """Size in bytes and sha256 of one file of a generation."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What one generation is. `files` maps the stem of a file ("vectors") to its name and record.
+
+    `chunking` are the chunk settings as plain values; `roots` are {"path", "prefix"} of every folder or file indexed;
+    `approximate` is None below the size where search stops being exact, else how the approximate index was made.
+    """
+
+    generation: int
+    encoder: str
+    fingerprint: str
+    dimension: int
+    chunking: Mapping[str, Any]
+    documents: int
+    chunks: int
+    roots: tuple[Mapping[str, str], ...]
+    files: Mapping[str, tuple[str, FileRecord]]
+    approximate: Mapping[str, int] | None = None
+    created: float = 0.0
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        """Canonical JSON with a checksum over everything else, so that any changed bit is noticed at open."""
+        data = {name: getattr(self, name) for name in self.__slots__ if name != "files"}
+        data["files"] = {
+            stem: {"name": name, "bytes": record.bytes, "sha256": record.sha256}
+            for stem, (name, record) in sorted(self.files.items())
+        }
+        return json.dumps({**data, "checksum": _checksum(data)}, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
+
+
+def _checksum(data: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, ensure_ascii=False, sort_keys=True).encode("utf-8", "replace")).hexdigest()
+
+
+def _parse_manifest(path: Path, raw: bytes) -> Manifest:
+    again = "Index the documents again into a new folder."
+    try:
+        data = json.loads(raw.decode("utf-8"))
+        found = data.get("format")
+    except (ValueError, AttributeError) as error:
+        raise IndexCorrupt(f"{path} is damaged: it is no readable JSON object ({error}). {again}") from error
+    if isinstance(found, int) and found > FORMAT:
+        raise IndexError_(
+            f"{path} has index format {found}; this version reads up to {FORMAT}. Upgrade ragtune, or index again."
+        )
+    if data.pop("checksum", None) != _checksum(data):
+        raise IndexCorrupt(f"{path} is damaged: its checksum does not match. {again}")
+    try:
+        files = {}
+        for stem, entry in data.pop("files").items():
+            if not _OURS.match(entry["name"]) or entry["bytes"] < 0:
+                raise ValueError(f"file name {entry['name']!r}")
+            files[stem] = (entry["name"], FileRecord(entry["bytes"], entry["sha256"]))
+        return Manifest(**{**data, "files": files, "roots": tuple(data["roots"])})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise IndexCorrupt(f"{path} is damaged: unexpected content ({error}). {again}") from error
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The committed manifest. IndexMissing where there is none, IndexCorrupt where it is damaged."""
+    path = folder / MANIFEST
+    try:
+        if path.stat().st_size > _MANIFEST_LIMIT:
+            raise IndexCorrupt(f"{path} is damaged: larger than any manifest. Index the documents again.")
+        raw = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        what = "There is no such folder" if not folder.exists() else "The folder holds no committed index"
+        raise IndexMissing(f"No index at {folder}. {what}. Make one: ragtune index PATH --out {folder}") from error
+    except OSError as error:
+        raise IndexError_(f"{path} cannot be read: {error.strerror or error}. Check its permissions.") from error
+    return _parse_manifest(path, raw)
+
+
+def file_of(folder: Path, manifest: Manifest, stem: str) -> Path:
+    """The path of one file of the generation, after a check that it is a plain file of the recorded size."""
+    if stem not in manifest.files:
+        raise IndexCorrupt(f"{folder / MANIFEST} names no {stem} file. Index the documents again.")
+    name, record = manifest.files[stem]
+    path = folder / name
+    info = os.lstat(path)
+    if not os.path.isfile(path) or os.path.islink(path):
+        raise IndexCorrupt(f"{path} is not a plain file. Index the documents again.")
+    if info.st_size != record.bytes:
+        raise IndexCorrupt(
+            f"{path} is damaged: it has {info.st_size} bytes, the manifest says {record.bytes}. "
+            "Restore it from a backup or index the documents again."
+        )
+    return path
+
+
+def checksum_file(path: Path) -> str:
+    """sha256 of a file, hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damaged_files(folder: Path, manifest: Manifest) -> list[str]:
+    """One sentence for each file of the generation that is missing, of another size or of other bytes."""
+    problems = []
+    for stem, (name, record) in sorted(manifest.files.items()):
+        try:
+            if checksum_file(file_of(folder, manifest, stem)) != record.sha256:
+                problems.append(f"{folder / name} is damaged: its sha256 does not match the manifest.")
+        except IndexCorrupt as error:
+            problems.append(str(error))
+        except OSError as error:
+            problems.append(f"{folder / name} cannot be read: {error.strerror or error}.")
+    return problems
+
+
+def load_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """Memory-map a .npy file that must hold exactly this type and shape; IndexCorrupt otherwise."""
+    try:
+        array = np.load(path, mmap_mode="r" if all(shape) else None, allow_pickle=False)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, EOFError, SyntaxError, TypeError, KeyError, OverflowError) as error:
+        raise IndexCorrupt(f"{path} is damaged: {error}. Index the documents again.") from error
+    if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
+        raise IndexCorrupt(
+            f"{path} is damaged: it holds {array.dtype} {array.shape}, expected {dtype} {shape}. "
+            "Index the documents again."
+        )
+    return array
+
+
+def array_blocks(dtype: np.dtype, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> Iterator[bytes | memoryview]:
+    """A .npy file in pieces, so that a large array is never held whole: the header, then every part in order."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    with contextlib.closing(_Bytes()) as sink:
+        np.lib.format.write_array_header_1_0(sink, header)
+        yield bytes(sink.data)
+    for part in parts:
+        yield np.ascontiguousarray(part, dtype=dtype).reshape(-1).view(np.uint8).data
+
+
+class _Bytes:
+    """The little of a binary file that numpy needs to write a header."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def write(self, data: bytes) -> None:
+        self.data += data
+
+    def close(self) -> None:
+        self.data = bytearray(self.data)
+
+
+class WriteLock:
+    """At most one writer for a folder; the lock dies with its process, so a stale one never blocks.
+
+    IndexLocked, naming pid, host and start of the other writer, after at most half a second.
+    """
+
+    def __init__(self, folder: Path, *, patience: float = 0.5) -> None:
+        self.path = folder / LOCK
+        self.patience = patience
+        self._handle: int | None = None
+
+    def __enter__(self) -> WriteLock:
+        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        deadline = time.monotonic() + self.patience
+        while not _try_lock(handle):
+            if time.monotonic() >= deadline:
+                holder = os.pread(handle, 4096, 0).decode("utf-8", "replace")
+                os.close(handle)
+                raise IndexLocked(_locked_sentence(self.path.parent, holder))
+            time.sleep(0.02)
+        try:
+            os.ftruncate(handle, 0)
+            holder = {"pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
+            os.pwrite(handle, json.dumps(holder).encode(), 0)
+        except OSError:
+            os.close(handle)
+            raise
+        self._handle = handle
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._handle is not None:
+            with contextlib.suppress(OSError):  # a full disk must not hide the error that is on its way out
+                os.ftruncate(self._handle, 0)
+            os.close(self._handle)
+            self._handle = None
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        try:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+            return True
+        except OSError:
+            return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+
+
+def _locked_sentence(folder: Path, holder: str) -> str:
+    try:
+        data = json.loads(holder)
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(data["time"]))
+        who = f"process {data['pid']} on {data['host']} since {when}"
+    except (ValueError, KeyError, TypeError):
+        who = "another process"
+    return f"The index {folder} is being written by {who}. Wait until it ends, or stop it, and try again."
+
+
+Blocks = Callable[[], Iterable[bytes | memoryview]]
+
+
+def commit(folder: Path, manifest: Manifest, contents: Mapping[str, Blocks], *, disk: Disk | None = None) -> Manifest:
+    """Write the generation `manifest.generation`: one file for each "stem.ext" of `contents`, then swap the manifest.
+
+    The caller holds the write lock. Returns the manifest with its files filled in. IndexError_ when the disk refuses
+    (nothing was changed then, except where the sentence says that it is not known whether the swap is durable).
+    """
+    disk = disk or Disk()
+    written: list[Path] = []
+    files: dict[str, tuple[str, FileRecord]] = {}
+    temporary = folder / f"{MANIFEST}.tmp"
+    try:
+        for name, blocks in contents.items():
+            stem, _, extension = name.rpartition(".")
+            path = folder / f"{stem}-{manifest.generation}.{extension}"
+            written.append(path)
+            files[stem] = (path.name, FileRecord(*disk.write(path, blocks())))
+        values = {name: getattr(manifest, name) for name in manifest.__slots__}
+        manifest = Manifest(**{**values, "files": files, "created": time.time()})
+        written.append(temporary)
+        disk.write(temporary, [manifest.to_json().encode("utf-8", "replace")])
+        disk.sync_folder(folder)
+        disk.rename(temporary, folder / MANIFEST)
+    except OSError as error:
+        for path in written:
+            with contextlib.suppress(OSError):  # the next writer removes what cannot be removed now
+                disk.remove(path)
+        raise IndexError_(refused(folder, written[-1], error)) from error
+    except BaseException:
+        for path in written:
+            with contextlib.suppress(OSError):
+                disk.remove(path)
+        raise
+    try:
+        disk.sync_folder(folder)
+    except OSError as error:
+        raise IndexError_(
+            f"The index {folder} was written, but the system did not confirm that it is durable "
+            f"({error.strerror or error}). Run the same command again."
+        ) from error
+    remove_leftovers(folder, manifest, disk=disk, journal=True)
+    return manifest
+
+
+def refused(folder: Path, path: Path, error: OSError) -> str:
+    free = ""
+    with contextlib.suppress(OSError):
+        free = f"; {shutil.disk_usage(folder).free / 2**20:.0f} MiB are free"
+    return (
+        f"The index {folder} could not be written: {path.name}: {error.strerror or error}{free}. "
+        "Nothing was changed: the state before this run still answers. Make room or check the disk, and run it again."
+    )
+
+
+def remove_leftovers(
+    folder: Path, manifest: Manifest | None, *, disk: Disk | None = None, journal: bool = False
+) -> list[str]:
+    """Remove files of our naming that the manifest does not name; returns their names. The caller holds the lock."""
+    disk = disk or Disk()
+    keep = {name for name, _ in manifest.files.values()} if manifest else set()
+    removed = []
+    for path in sorted(folder.iterdir()):
+        ours = _OURS.match(path.name) or (journal and path.name == JOURNAL)
+        if ours and path.name not in keep:
+            with contextlib.suppress(OSError):  # tried again by the next writer
+                disk.remove(path)
+                removed.append(path.name)
+    return removed
