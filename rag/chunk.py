@@ -1,0 +1,390 @@
+"""`Document` → `Chunk`s of about 150 words, cut at headings, paragraphs and sentence ends, with exact offsets.
+
+    document.text[chunk.start:chunk.end] == chunk.text
+    without overlap, every character that is not white space is in exactly one chunk
+    count_tokens(chunk.embedded_text) <= max_tokens: the encoder never cuts anything off
+
+The cuts are those of least total cost, found by dynamic programming over the sentences of the whole document:
+
+    cost of a chunk = ((words − target) / target)²  +  what its end breaks  +  0.5 or more for each heading inside it
+
+so that a long section is cut into even parts at its paragraphs rather than into full ones and a rest, a table that fits into
+a chunk stays whole, and a section of a few words joins its neighbour under the same parent, while longer ones stay apart.
+
+Why not semantic-text-splitter: it packs greedily (the rest of each section becomes a chunk of any size), merges across
+headings only by their Markdown syntax (HTML, PDF and DOCX have none here, but known offsets), knows nothing of a heading
+path that must fit into the same token budget, and calls the token counter several times for each chunk, where one call
+costs as much as a twentieth of embedding the chunk.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from rag.errors import ConfigError
+from rag.sentences import CODE, LINE, PARAGRAPH, ROW, SENTENCE, sentences, units
+from rag.types import Chunk, Document, content_hash
+
+__all__ = ["ChunkConfig", "chunk_document", "count_words", "sentences"]
+
+_MIN_TOKENS = 16
+_BREAK = {PARAGRAPH: 0.0, LINE: 0.05, SENTENCE: 0.15, CODE: 0.3, ROW: 0.3}
+_BREAK_AFTER_COLON = 0.3  # "The steps are:" stays with the steps
+_BREAK_WITHIN_SENTENCE = 0.6
+_BREAK_AFTER_HEADING = 1.0
+_CROSS_HEADING = 0.5
+_CROSS_LEVEL = 0.15  # more for each level that is left
+_SMALL_ATOM = 5.0  # words; smaller neighbours are taken together, which bounds the search
+
+_CJK = "\u1100-\u11ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
+_CJK_OR_WORD = re.compile(f"([{_CJK}])|[^\\s{_CJK}]+")
+# About one match for one token of the usual subword vocabularies; rather a few too many than too few.
+_TOKEN_LIKE = re.compile(f"[{_CJK}]|[^\\W\\d_{_CJK}]{{1,7}}|\\d{{1,2}}|[^\\w\\s]|_")
+_RULE = re.compile(r"([^\w\s`|])\1{2,}[ \t]*$", re.MULTILINE)
+
+
+_Span: TypeAlias = "tuple[int, int, tuple[str, ...]]"  # start, end, heading path
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkConfig:
+    """Sizes in words (white-space separated; a Chinese, Japanese or Korean character is half a word).
+
+    `words` is aimed at, `max_words` never exceeded. `overlap_words` repeats up to so many words of whole sentences from the
+    chunk before, within one section.
+    """
+
+    words: int = 150
+    max_words: int = 180
+    overlap_words: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("words", "max_words", "overlap_words"):
+            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int):
+                raise ConfigError(f"chunk setting {name} is {getattr(self, name)!r}; it must be a whole number")
+        if self.words < 1:
+            raise ConfigError(f"chunk setting words is {self.words}; it must be at least 1")
+        if self.max_words < self.words:
+            raise ConfigError(f"chunk setting max_words is {self.max_words}; it must be at least words ({self.words})")
+        if not 0 <= self.overlap_words < self.words:
+            raise ConfigError(
+                f"chunk setting overlap_words is {self.overlap_words}; it must be from 0 to below words ({self.words})"
+            )
+
+
+def count_words(text: str) -> float:
+    """White-space separated words; each Chinese, Japanese or Korean character is half a word."""
+    if text.isascii():
+        return float(len(text.split()))
+    return sum(0.5 if cjk else 1.0 for cjk in _CJK_OR_WORD.findall(text))
+
+
+def chunk_document(
+    document: Document, config: ChunkConfig = ChunkConfig(), *, count_tokens: Callable[[str], int], max_tokens: int
+) -> list[Chunk]:
+    """The chunks of a document in order.
+
+    Args:
+        count_tokens: tokens of a text as the encoder counts them, without special tokens.
+        max_tokens: how many of these fit into the encoder.
+
+    Raises:
+        ConfigError: `max_tokens` is below 16.
+    """
+    if max_tokens < _MIN_TOKENS:
+        raise ConfigError(f"max_tokens is {max_tokens}; an encoder must take at least {_MIN_TOKENS} tokens")
+    return _Chunker(document, config, count_tokens, max_tokens).chunks()
+
+
+@dataclass(slots=True)
+class _Atoms:
+    """The pieces that are never cut (unless they alone are too long), as parallel lists for speed."""
+
+    starts: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    words: list[float] = field(default_factory=list)
+    tokens: list[float] = field(default_factory=list)
+    breaks: list[float] = field(default_factory=list)  # cost of a border behind the atom
+    crossing: list[float] = field(default_factory=list)  # cost of the atom within a chunk that began before it
+    sections: list[int] = field(default_factory=list)
+
+    def add(self, text: str, start: int, end: int, cost: float, crossing: float, section: int) -> None:
+        piece = text[start:end]
+        self.starts.append(start)
+        self.ends.append(end)
+        self.words.append(count_words(piece))
+        self.tokens.append(float(len(_TOKEN_LIKE.findall(piece))))
+        self.breaks.append(cost)
+        self.crossing.append(crossing)
+        self.sections.append(section)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+
+class _Chunker:
+    def __init__(
+        self, document: Document, config: ChunkConfig, count_tokens: Callable[[str], int], max_tokens: int
+    ) -> None:
+        self.document = document
+        self.text = document.text
+        self.config = config
+        self.count_tokens = count_tokens
+        self.max_tokens = max_tokens
+        self.paths: list[tuple[str, ...]] = []
+        self.path_tokens: list[float] = []
+        self.atoms = self._cut_atoms()
+
+    def chunks(self) -> list[Chunk]:
+        spans: list[_Span] = []
+        for i, j in self._partition(0, len(self.atoms), self.atoms.tokens):
+            spans.extend(self._fit(i, j))
+        if self.config.overlap_words:
+            first, rest = spans[:1], spans[1:]
+            spans = first + [(self._overlapped(start, end, path), end, path) for start, end, path in rest]
+        return [self._chunk(*span) for span in spans]
+
+    # --- atoms ---
+
+    def _cut_atoms(self) -> _Atoms:
+        atoms = _Atoms()
+        previous: tuple[str, ...] = ()
+        for number, (start, heading_end, end, path) in enumerate(self._sections()):
+            self.paths.append(self._short_path(path))
+            self.path_tokens.append(len(_TOKEN_LIKE.findall(" › ".join(self.paths[-1]))) + len(self.paths[-1]))
+            first = len(atoms)
+            if heading_end > start:
+                self._add_unit(atoms, start, heading_end, _BREAK_AFTER_HEADING, number)
+            body = len(atoms)
+            for a, b, kind in units(self.text, heading_end, end):
+                cost = _BREAK[kind]
+                if kind in (PARAGRAPH, LINE) and self.text[b - 1] in ":：":
+                    cost = _BREAK_AFTER_COLON
+                self._add_unit(atoms, a, b, cost, number)
+            if body == len(atoms) and body > first:
+                atoms.breaks[-1] = 0.2  # a heading without a body of its own
+            if first < len(atoms) and heading_end > start:
+                left = len(previous) - _common(previous, path)
+                atoms.crossing[first] = (
+                    0.1 if first and atoms.breaks[first - 1] == 0.2 else _CROSS_HEADING + _CROSS_LEVEL * left
+                )
+            previous = path
+        return atoms
+
+    def _add_unit(self, atoms: _Atoms, start: int, end: int, cost: float, section: int) -> None:
+        """One atom; joined to the atom before when both are tiny; several when it is too long for a chunk."""
+        if (
+            atoms.sections
+            and atoms.sections[-1] == section
+            and atoms.words[-1] < _SMALL_ATOM
+            and end - atoms.starts[-1] < 100
+            and 0 < atoms.breaks[-1] < _BREAK_AFTER_HEADING
+        ):
+            start = atoms.starts[-1]
+            for values in (atoms.starts, atoms.ends, atoms.words, atoms.tokens, atoms.breaks, atoms.sections):
+                values.pop()
+            crossing = atoms.crossing.pop()
+            atoms.add(self.text, start, end, cost, crossing, section)
+            return
+        for a, b in self._pieces(start, end):
+            atoms.add(self.text, a, b, cost if b == end else _BREAK_WITHIN_SENTENCE, 0.0, section)
+
+    def _pieces(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """The unit itself, or parts of it at white space (at any character where there is none) that fit into a chunk."""
+        room = max(8, int(0.7 * self.max_tokens))
+        most = 4 * room  # characters
+        short = min(room, self.config.max_words)  # characters that fit whatever they are
+        while end - start > most or (end - start > short and self._too_long(start, end, room)):
+            cut = start + min(most, max(1, (end - start) // 2))
+            space = max(self.text.rfind(" ", start + 1, cut), self.text.rfind("\n", start + 1, cut))
+            if space > start + (cut - start) // 2:
+                cut = space
+            piece_end = cut
+            while piece_end > start and self.text[piece_end - 1].isspace():
+                piece_end -= 1
+            yield from self._pieces(start, piece_end)
+            start = cut
+            while start < end and self.text[start].isspace():
+                start += 1
+        if start < end:
+            yield start, end
+
+    def _too_long(self, start: int, end: int, room: int) -> bool:
+        piece = self.text[start:end]
+        return count_words(piece) > self.config.max_words or len(_TOKEN_LIKE.findall(piece)) > room
+
+    # --- sections ---
+
+    def _sections(self) -> Iterator[tuple[int, int, int, tuple[str, ...]]]:
+        """(start, end of the heading line, end, heading path) of each section; the first may have no heading."""
+        text, title = self.text, self.document.title
+        headings = sorted({h.start: h for h in self.document.headings}.values(), key=lambda h: h.start)
+        headings = [h for h in headings if 0 <= h.start < len(text)]
+        root = (title,) if title else ()
+        first = headings[0].start if headings else len(text)
+        if text[:first].strip():
+            yield 0, 0, first, root
+        stack: list[tuple[int, str]] = []
+        for k, heading in enumerate(headings):
+            end = headings[k + 1].start if k + 1 < len(headings) else len(text)
+            while stack and stack[-1][0] >= heading.level:
+                stack.pop()
+            stack.append((heading.level, heading.text))
+            names = tuple(name for _, name in stack if name)
+            same = names and title and names[0].casefold() == title.casefold()
+            yield heading.start, self._heading_end(heading.start, end), end, names if same else root + names
+
+    def _heading_end(self, start: int, end: int) -> int:
+        """The end of the heading line, with the rules above and below it that Markdown and reStructuredText draw."""
+        stop = _line_end(self.text, start, end)
+        if _RULE.match(self.text, start, stop) and stop < end:  # the rule above the title
+            stop = _line_end(self.text, stop + 1, end)
+        below = _line_end(self.text, stop + 1, end) if stop < end else stop
+        if below > stop and _RULE.match(self.text, stop + 1, below):
+            stop = below
+        while stop > start and self.text[stop - 1].isspace():
+            stop -= 1
+        return stop
+
+    def _short_path(self, path: tuple[str, ...]) -> tuple[str, ...]:
+        """A path that leaves at least three quarters of the tokens to the text: long names are cut, then levels left out."""
+        room = self.max_tokens // 4
+        names = [" ".join(name.split())[:100].strip() for name in path]
+        while names and len(_TOKEN_LIKE.findall(" ".join(names))) + 2 * len(names) > room:
+            if len(names) > 1:
+                del names[1 if len(names) > 2 else 0]
+            else:
+                words = names[0].split()
+                names = [" ".join(words[: len(words) // 2])] if len(words) > 1 else []
+        return tuple(names)
+
+    # --- cuts ---
+
+    def _partition(
+        self, first: int, last: int, tokens: list[float], *, offset: int = 0, whole: bool = True
+    ) -> list[tuple[int, int]]:
+        """Spans [i, j) of atoms from first to last of least cost. `tokens[k - offset]` belongs to atom k.
+
+        With `whole` False the span that is everything is not allowed: there are at least two.
+        """
+        a = self.atoms
+        words, breaks, crossing = a.words, a.breaks, a.crossing
+        target, most, limit = float(self.config.words), float(self.config.max_words), float(self.max_tokens)
+        best = [0.0] * (last - first + 1)
+        choice = [0] * (last - first)
+        for i in range(last - 1, first - 1, -1):
+            room = limit - self.path_tokens[a.sections[i]]
+            size = used = crossed = 0.0
+            lowest, at = float("inf"), i + 1
+            for j in range(i, last):
+                size += words[j]
+                used += tokens[j - offset]
+                if j > i:
+                    if size > most or used > room or (not whole and i == first and j == last - 1):
+                        break
+                    crossed += crossing[j]
+                off = (size - target) / target
+                cost = off * off + crossed + best[j + 1 - first]
+                if j + 1 < last:
+                    cost += breaks[j]
+                if cost < lowest:
+                    lowest, at = cost, j + 1
+            best[i - first], choice[i - first] = lowest, at
+        spans, i = [], first
+        while i < last:
+            spans.append((i, choice[i - first]))
+            i = choice[i - first]
+        return spans
+
+    def _fit(self, i: int, j: int, margin: float = 1.0) -> Iterator[_Span]:
+        """The atoms i to j as one chunk, or as several where the encoder's own count says that they do not fit."""
+        a = self.atoms
+        start, end = a.starts[i], a.ends[j - 1]
+        path = self.paths[a.sections[i]]
+        for section in range(a.sections[i] + 1, a.sections[j - 1] + 1):
+            path = path[: _common(path, self.paths[section])]
+        if self._fits(start, end, path):
+            yield start, end, path
+        elif j - i > 1:
+            exact = [margin * self.count_tokens(self.text[a.starts[k] : a.ends[k]]) for k in range(i, j)]
+            for x, y in self._partition(i, j, exact, offset=i, whole=False):
+                yield from self._fit(x, y, margin * 1.1)
+        else:
+            yield from self._halve(start, end, path)
+
+    def _halve(self, start: int, end: int, path: tuple[str, ...]) -> Iterator[_Span]:
+        """Parts of one atom that fit; without the heading path when even a few characters do not fit beside it."""
+        if self._fits(start, end, path):
+            yield start, end, path
+            return
+        if path and end - start <= 8:
+            yield from self._halve(start, end, path[1:])
+            return
+        if end - start < 2:
+            yield start, end, path
+            return
+        middle = (start + end) // 2
+        space = max(self.text.rfind(" ", start + 1, middle), self.text.rfind("\n", start + 1, middle))
+        cut = space if space > start + (end - start) // 4 else middle
+        for a, b in ((start, cut), (cut, end)):
+            while a < b and self.text[a].isspace():
+                a += 1
+            while b > a and self.text[b - 1].isspace():
+                b -= 1
+            if b > a:
+                yield from self._halve(a, b, path)
+
+    def _fits(self, start: int, end: int, path: tuple[str, ...]) -> bool:
+        embedded = self._chunk(start, end, path).embedded_text
+        # No vocabulary makes more tokens than bytes (one more for a leading space that some add): spares the count.
+        if len(embedded) * (1 if embedded.isascii() else 4) < self.max_tokens:
+            return True
+        return self.count_tokens(embedded) <= self.max_tokens
+
+    def _overlapped(self, start: int, end: int, path: tuple[str, ...]) -> int:
+        """An earlier start, at a sentence of the same section, within the overlap and all limits."""
+        a = self.atoms
+        k = bisect_right(a.starts, start) - 1
+        if a.starts[k] != start:
+            return start  # a part of a long sentence
+        words, total, begin = 0.0, count_words(self.text[start:end]), start
+        while k > 0 and a.sections[k - 1] == a.sections[k]:
+            k -= 1
+            words += a.words[k]
+            if words > self.config.overlap_words or words + total > self.config.max_words:
+                break
+            if not self._fits(a.starts[k], end, path):
+                break
+            begin = a.starts[k]
+        return begin
+
+    def _chunk(self, start: int, end: int, path: tuple[str, ...]) -> Chunk:
+        document = self.document
+        page = max(1, bisect_right(document.page_starts, start)) if document.page_starts else None
+        return Chunk(
+            id=content_hash(document.id, str(start), str(end)),
+            document_id=document.id,
+            source=document.source,
+            start=start,
+            end=end,
+            text=self.text[start:end],
+            page=page,
+            headings=path,
+        )
+
+
+def _line_end(text: str, start: int, end: int) -> int:
+    found = text.find("\n", start, end)
+    return end if found < 0 else found
+
+
+def _common(a: tuple[str, ...], b: tuple[str, ...]) -> int:
+    """Length of the common beginning."""
+    n = 0
+    while n < min(len(a), len(b)) and a[n] == b[n]:
+        n += 1
+    return n
