@@ -12,17 +12,27 @@ from typing import TYPE_CHECKING, Any
 from apps import serving
 from apps.console import Console, duration, table
 from apps.serving import STARTER, make_retriever, open_index, open_session
-from rag.errors import RagtuneError, UsageError
+from rag.errors import EncoderMismatch, RagtuneError, UsageError
 from rag.types import Answer, Finished, Passage, Retrieved, Searching, to_dict
 
 if TYPE_CHECKING:
     from rag.index import IndexReport
 
+_STAGES = {"read": "reading", "embed": "embedding", "write": "writing"}
 
-def index(paths: Sequence[Path], *, out: Path, words: int, encoder: str | None, strict: bool, console: Console) -> int:
-    """Index files and folders; a second time only what changed."""
+
+def index(
+    paths: Sequence[Path],
+    *,
+    out: Path,
+    words: int | None,
+    encoder: str | None,
+    rebuild: bool,
+    strict: bool,
+    console: Console,
+) -> int:
+    """Index files and folders; a second time only what changed. `strict`: an unreadable file makes the exit code 1."""
     from rag.chunk import ChunkConfig
-
     from rag.index import Index, sync
 
     for path in paths:
@@ -31,7 +41,17 @@ def index(paths: Sequence[Path], *, out: Path, words: int, encoder: str | None, 
     name = encoder or (Index.open(out).manifest.encoder if (out / "manifest.json").exists() else STARTER)
     console.progress("loading the encoder", 0, 0, name)
     model = serving.load_encoder(name)
-    report = sync(out, list(paths), model, chunk=ChunkConfig(words=words), progress=console.progress)
+    try:
+        report = sync(
+            out,
+            list(paths),
+            model,
+            chunk=ChunkConfig(words=words) if words else None,
+            rebuild=rebuild,
+            progress=lambda stage, *state: console.progress(_STAGES.get(stage, stage), *state),
+        )
+    except EncoderMismatch as error:
+        raise EncoderMismatch(f"{error} Or embed everything in it again: add --rebuild.") from None
     for failure in report.failed:
         console.say(f"not indexed: {failure.source}: {failure.reason}")
     payload = {
@@ -42,12 +62,6 @@ def index(paths: Sequence[Path], *, out: Path, words: int, encoder: str | None, 
         "index": str(out),
     }
     console.result(payload, lambda p: _show_index(p, report))
-    if report.documents == 0:
-        raise RagtuneError(
-            f"No document of {', '.join(map(str, paths))} could be indexed. "
-            + ("The reasons stand above. " if report.failed else "It holds none. ")
-            + "Readable are txt, md, rst, html, pdf, docx, csv and jsonl."
-        )
     return 1 if strict and report.failed else 0
 
 

@@ -128,7 +128,7 @@ class Console:
     def _line(self, stage: str, done: int, total: int, detail: str, elapsed: float) -> str:
         share = f" {done}/{total} ({100 * done // total} %)" if total > 0 else f" {done}" if done else ""
         left = ""
-        if 0 < done < total and elapsed > 1.0:
+        if 0 < done < total and elapsed >= 1.0:
             left = f", about {duration(elapsed * (total - done) / done)} left"
         return f"{stage}{share}, {duration(elapsed)}{left}" + (f": {detail}" if detail else "")
 

@@ -143,7 +143,7 @@ class Ours:
         self.folder = folder
         self.encoder.seconds = 0.0
         began = time.perf_counter()
-        
+
         report = sync(folder, [corpus], self.encoder, chunk=ChunkConfig(words=WORDS))
         return Run(report.chunks, time.perf_counter() - began, self.encoder.seconds)
 

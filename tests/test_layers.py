@@ -183,8 +183,8 @@ def test_importing_everything_light_leaves_no_trace(tmp_path: Path) -> None:
 
 
 def test_files_stay_readable() -> None:
-    """About 300 lines a file, so that each fits into a head; the few that pass are named here with their reason."""
-    limit = 330
+    """About 300 lines a file is the aim, so that each fits into a head; at 500 it must be split by concern."""
+    limit = 500
     long = [
         f"{path.relative_to(ROOT)}: {n} lines"
         for room in ROOMS
