@@ -8,13 +8,14 @@ The cuts are those of least total cost, found by dynamic programming over the se
 
     cost of a chunk = ((words − target) / target)²  +  what its end breaks  +  0.5 or more for each heading inside it
 
-so that a long section is cut into even parts at its paragraphs rather than into full ones and a rest, a table that fits into
-a chunk stays whole, and a section of a few words joins its neighbour under the same parent, while longer ones stay apart.
+so that a long section is cut into even parts at its paragraphs rather than into full ones and a rest, a table that fits
+into a chunk stays whole, and a section of a few words joins its neighbour under the same parent, while longer ones stay
+apart.
 
 Why not semantic-text-splitter: it packs greedily (the rest of each section becomes a chunk of any size), merges across
 headings only by their Markdown syntax (HTML, PDF and DOCX have none here, but known offsets), knows nothing of a heading
 path that must fit into the same token budget, and calls the token counter several times for each chunk, where one call
-costs as much as a twentieth of embedding the chunk.
+costs as much as a fortieth of embedding the chunk.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ _Span: TypeAlias = "tuple[int, int, tuple[str, ...]]"  # start, end, heading pat
 class ChunkConfig:
     """Sizes in words (white-space separated; a Chinese, Japanese or Korean character is half a word).
 
-    `words` is aimed at, `max_words` never exceeded. `overlap_words` repeats up to so many words of whole sentences from the
-    chunk before, within one section.
+    `words` is aimed at, `max_words` never exceeded. `overlap_words` repeats up to so many words of whole sentences from
+    the chunk before, within one section.
     """
 
     words: int = 150
@@ -194,7 +195,7 @@ class _Chunker:
             atoms.add(self.text, a, b, cost if b == end else _BREAK_WITHIN_SENTENCE, 0.0, section)
 
     def _pieces(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """The unit itself, or parts of it at white space (at any character where there is none) that fit into a chunk."""
+        """The unit itself, or parts of it that fit into a chunk, cut at white space where there is any."""
         room = max(8, int(0.7 * self.max_tokens))
         most = 4 * room  # characters
         short = min(room, self.config.max_words)  # characters that fit whatever they are
@@ -251,7 +252,7 @@ class _Chunker:
         return stop
 
     def _short_path(self, path: tuple[str, ...]) -> tuple[str, ...]:
-        """A path that leaves at least three quarters of the tokens to the text: long names are cut, then levels left out."""
+        """A path that leaves three quarters of the tokens to the text: long names are cut, then levels left out."""
         room = self.max_tokens // 4
         names = [" ".join(name.split())[:100].strip() for name in path]
         while names and len(_TOKEN_LIKE.findall(" ".join(names))) + 2 * len(names) > room:

@@ -3,10 +3,10 @@
     find_files(paths) → [SourceFile]      what there is to read, sorted; what cannot be read is in `.failed`
     load_file(file)   → Document          or LoadError with a sentence for the owner of the file
 
-One file is one document. Text formats are read in this process (`rag.load_text`: linear time, bounded size); PDF, DOCX
-and HTML, whose parsers can be made to run or grow without end, are read in one long-lived child process with limits on
-time and memory (`rag.load_worker`, readers in `rag.load_formats`). Newlines become "\n"; characters that cannot be
-stored (lone surrogates, NUL, controls) become U+FFFD and are counted in a warning. All offsets refer to that text.
+One file is one document. Text formats are read in this process (`rag.load_markup`, `rag.load_records`: linear time,
+bounded size); PDF, DOCX and HTML, whose parsers can be made to run or grow without end, are read in one long-lived child
+process with limits on time and memory (`rag.load_worker`). Newlines become "\n"; characters that cannot be stored (lone
+surrogates, NUL, controls) become U+FFFD and are counted in a warning. All offsets refer to that text.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rag import load_text
+from rag import load_markup, load_text
 from rag.errors import ConfigError, LoadError, UsageError
 from rag.load_text import Parsed
 from rag.types import Document, content_hash
@@ -90,7 +90,7 @@ def document_id(source: str, data: bytes) -> str:
 
 
 def read_bytes(file: SourceFile, config: LoadConfig = LoadConfig()) -> bytes:
-    """The bytes of a regular file. LoadError for everything else (folder, pipe, device, unreadable, too large, empty)."""
+    """The bytes of a regular file. LoadError for all else: folder, pipe, device, unreadable, too large, empty."""
     try:
         # O_NONBLOCK: opening a pipe without a writer must not hang; the type is checked on the open descriptor.
         descriptor = os.open(file.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -138,15 +138,15 @@ def load_bytes(source: str, data: bytes, config: LoadConfig = LoadConfig()) -> D
     load_text.check_kind(suffix, data)
     try:
         if suffix in TEXT_SUFFIXES:
-            parsed = load_text.parse(TEXT_SUFFIXES[suffix], data, tsv=suffix == ".tsv", limit=config.max_characters)
-        elif config.isolate:
+            parsed = load_markup.parse(TEXT_SUFFIXES[suffix], data, tsv=suffix == ".tsv", limit=config.max_characters)
+        else:
             from rag import load_worker
 
-            parsed = load_worker.parse_isolated(RISKY_SUFFIXES[suffix], data, config)
-        else:
-            from rag import load_formats
-
-            parsed = load_formats.parse(RISKY_SUFFIXES[suffix], data, limit=config.max_characters)
+            kind = RISKY_SUFFIXES[suffix]
+            if config.isolate:
+                parsed = load_worker.read_isolated(kind, data, config)
+            else:
+                parsed = load_worker.read(kind, data, limit=config.max_characters)
     except (MemoryError, RecursionError) as error:
         raise LoadError("needs more memory than there is to be read; split it into smaller files") from error
     if not parsed.text.strip():
@@ -266,7 +266,7 @@ def _suffix(name: str) -> str:
 
 
 def _text_of(name: str) -> str:
-    """A file name as storable text with "/": bytes that are no UTF-8 (which Python keeps as surrogates) are replaced."""
+    """A file name as storable text with "/"; bytes that are no UTF-8 (surrogates, in Python) are replaced."""
     return os.fsencode(name).decode("utf-8", "replace").replace(os.sep, "/")
 
 

@@ -1,18 +1,9 @@
-"""Text formats: bytes → text, and where headings stand in plain text, Markdown, reStructuredText, CSV and JSON lines.
-
-Everything here is linear in the size of the input, so it needs no child process; sizes are limited by the caller.
-"""
+"""What all readers share: bytes → clean text, what a reader returns, and the check of a file against its name."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import re
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from rag.errors import LoadError
 from rag.types import Heading
@@ -99,7 +90,9 @@ class Builder:
 
 def replacement_warning(count: int) -> str:
     """The sentence for characters that were lost."""
-    return f"{count:,} character{'s' if count != 1 else ''} could not be read and {'were' if count != 1 else 'was'} replaced by U+FFFD"
+    if count == 1:
+        return "1 character could not be read and was replaced by U+FFFD"
+    return f"{count:,} characters could not be read and were replaced by U+FFFD"
 
 
 def too_long(limit: int) -> LoadError:
@@ -175,7 +168,7 @@ def decode(data: bytes, declared: str | None = None) -> tuple[str, list[str]]:
             if lead > 0.3 * len(sample) / 2 and trail < 0.05 * len(sample) / 2:
                 text, warnings = _decoded(data, encoding)
                 return text, [f"has no byte order mark; read as {encoding.upper()}", *warnings]
-    controls = sum(data[:65536].count(byte) for byte in (*range(0, 9), *range(14, 27), *range(28, 32)))
+    controls = sum(data[:65536].count(byte) for byte in (*range(9), *range(14, 27), *range(28, 32)))
     if controls > max(8, 0.02 * min(len(data), 65536)):
         raise LoadError("is not text: it contains binary data; convert it to text, PDF or DOCX, or leave it out")
     if declared is not None:
@@ -213,207 +206,3 @@ def _guess(data: bytes) -> tuple[str, list[str]]:
     replaced = text.count("\ufffd")
     lost = f"; {replacement_warning(replaced)}" if replaced else ""
     return text, [f"is not UTF-8; read as {encoding}{lost}: save it as UTF-8 if characters look wrong"]
-
-
-# --- formats ----------------------------------------------------------------------------------------------------------
-
-
-def parse(kind: str, data: bytes, *, tsv: bool = False, limit: int) -> Parsed:
-    """Reads one text format: "text", "markdown", "rst", "csv" or "jsonl"."""
-    if len(data) > 4 * limit:  # at most 4 bytes are one character, so it cannot fit
-        raise too_long(limit)
-    raw, warnings = decode(data)
-    if len(raw) > limit:
-        raise too_long(limit)
-    text, replaced = clean(raw)
-    if kind in ("csv", "jsonl"):
-        builder = Builder(limit, warnings=warnings, replaced=replaced)
-        _csv(text, builder, tsv=tsv) if kind == "csv" else _jsonl(text, builder)
-        return builder.parsed()
-    if replaced:
-        warnings.append(replacement_warning(replaced))
-    text = text.rstrip()
-    title, headings = {"markdown": markdown_headings, "rst": rst_headings}.get(kind, lambda _: ("", []))(text)
-    return Parsed(text, title, (), tuple(headings), tuple(warnings))
-
-
-def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """(offset, line without its newline)."""
-    start = 0
-    while start < len(text):
-        end = text.find("\n", start)
-        end = len(text) if end < 0 else end
-        yield start, text[start:end]
-        start = end + 1
-
-
-_ATX = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*))?$")
-_FENCE = re.compile(r"[ >]*(`{3,}|~{3,})")
-_LINK = re.compile(r"!?\[([^\[\]]{0,300})\]\([^()]{0,500}\)")
-_TAG = re.compile(r"<[^<>]{0,300}>")
-
-
-def markdown_headings(text: str) -> tuple[str, list[Heading]]:
-    """(title of the front matter or "", headings) of Markdown: `#` and underlined ones, none inside code fences."""
-    headings: list[Heading] = []
-    title, fence, front = "", "", False
-    before: tuple[int, str] | None = None  # the line before, while it may still be underlined
-    blank = True  # the line before was empty
-    for start, line in _lines(text):
-        if front or (start == 0 and line.strip() == "---" and "\n---" in text[3:4000]):
-            if start and line.strip() in ("---", "..."):
-                front = False
-            else:
-                front = True
-                if line.startswith("title:"):
-                    title = line[6:].strip().strip("\"'")
-            continue
-        after_blank, blank = blank, not line.strip()
-        if len(line) > 500:
-            before = None
-            continue
-        mark = _FENCE.match(line)
-        if mark and (not fence or (mark[1][0] == fence[0] and len(mark[1]) >= len(fence))):
-            fence = "" if fence else mark[1]
-            before = None
-            continue
-        if fence:
-            continue
-        bare = line.lstrip("> ") if line.startswith(">") else line
-        if match := _ATX.match(bare):
-            label = plain_markdown((match[2] or "").rstrip(" \t#"))
-            if label:
-                headings.append(Heading(start, len(match[1]), label))
-            before = None
-        elif before and re.fullmatch(r" {0,3}(=+|-+)[ \t]*", line):
-            headings.append(Heading(before[0], 1 if "=" in line else 2, plain_markdown(before[1])))
-            before = None
-        else:
-            usable = line.strip() and not line.startswith(("    ", "\t", "|", "-", "*", "+", ">"))
-            # Only a paragraph of one line is taken as underlined: longer ones are prose above a rule far more often.
-            before = (start, line) if usable and after_blank else None
-    return title, headings
-
-
-def plain_markdown(text: str) -> str:
-    """A heading without emphasis, links, tags and attributes."""
-    text = re.sub(r"\{[#.:][^{}]{0,200}\}", "", text)
-    text = _TAG.sub("", _LINK.sub(r"\1", text))
-    text = re.sub(r"`+|\*\*|__|(?<!\w)[*_]|[*_](?!\w)", "", text)
-    return one_line(re.sub(r"\\([\\`*_{}\[\]()#+.!<>-])", r"\1", text))
-
-
-def rst_headings(text: str) -> tuple[str, list[Heading]]:
-    """("", headings) of reStructuredText; the level of an adornment is its order of first use, as docutils has it."""
-    headings: list[Heading] = []
-    styles: list[str] = []
-    rows = list(_lines(text))
-    for i in range(1, len(rows)):
-        rule = rows[i][1].rstrip()
-        label = rows[i - 1][1].strip()
-        if len(rule) < 3 or rule[0].isalnum() or rule[0].isspace() or len(set(rule)) != 1:
-            continue
-        if not label or len(label) > len(rule) + label.count("\u3000") + sum(ord(c) > 0x2E80 for c in label):
-            continue
-        if not label[0].isalnum() and len(set(label)) == 1:
-            continue  # two rules in a row
-        over = i >= 2 and rows[i - 2][1].rstrip() == rule
-        if not over and i >= 2 and rows[i - 2][1].strip():
-            continue  # the last line of a paragraph or a table, not a title
-        style = rule[0] + ("over" if over else "")
-        if style not in styles:
-            styles.append(style)
-        start = rows[i - 2][0] if over else rows[i - 1][0]
-        headings.append(Heading(start, styles.index(style) + 1, one_line(re.sub(r":\w+:|`+|\*+", "", label))))
-    return "", headings
-
-
-_csv_lock = threading.Lock()  # the field limit of the csv module is one for the whole process
-
-
-def _csv(text: str, builder: Builder, *, tsv: bool) -> None:
-    """One line for each row, "header: value; header: value", so that each row says on its own what its values are."""
-    delimiter = "\t" if tsv else _delimiter(text)
-    with _csv_lock:
-        before = csv.field_size_limit(builder.limit)
-        try:
-            rows = [[one_line(cell) for cell in row] for row in csv.reader(io.StringIO(text), delimiter=delimiter)]
-        except csv.Error as error:
-            raise LoadError(f"is not readable as a table: {error}; export it anew as UTF-8 CSV") from error
-        finally:
-            csv.field_size_limit(before)
-    rows = [row for row in rows if any(row)]
-    if not rows:
-        return
-    header: list[str] = []
-    if len(rows) > 1 and _is_header(rows[0]):
-        header, rows = rows[0], rows[1:]
-    for row in rows:
-        cells = []
-        for i, value in enumerate(row):
-            name = (
-                header[i]
-                if i < len(header) and header[i]
-                else ("" if not header and len(row) == 1 else f"column {i + 1}")
-            )
-            if value:
-                cells.append(f"{name}: {value}" if name else value)
-        builder.block("; ".join(cells), end="\n")
-
-
-def _delimiter(text: str) -> str:
-    """The candidate that cuts the first lines into the same number of fields, more than one; comma in doubt."""
-    lines = [line for line in text[:20_000].split("\n")[:20] if line.strip()]
-    best, fields = ",", 1
-    for candidate in (",", ";", "\t", "|"):
-        counts = [len(row) for row in csv.reader(lines[: max(1, len(lines) - 1)], delimiter=candidate)]
-        if counts and min(counts) == max(counts) > fields:
-            best, fields = candidate, counts[0]
-    return best
-
-
-def _is_header(row: list[str]) -> bool:
-    """Names, not values: every cell differs from the others and none is a number."""
-    filled = [cell for cell in row if cell]
-    return len(set(filled)) == len(filled) and not any(re.fullmatch(r"[-+]?[\d.,\s%]+", cell) for cell in filled)
-
-
-_TEXT_KEYS = ("text", "content", "contents", "body", "passage", "document")
-_TITLE_KEYS = ("title", "heading", "name")
-
-
-def _jsonl(text: str, builder: Builder) -> None:
-    """Each record: its title as a heading, then its text; without a text field, all its plain fields as "key: value"."""
-    records, broken = 0, []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            broken.append(number)
-            continue
-        if not isinstance(record, dict):
-            record = {"text": record} if isinstance(record, str) else {}
-        records += _record(record, builder)
-    if not records:
-        reason = f"line {broken[0]} is not valid JSON" if broken else "no line has a field with text"
-        raise LoadError(f"has no readable record: {reason}; each line must be one JSON object with a text field")
-    if broken:
-        builder.warnings.append(
-            f"{len(broken):,} of {len(broken) + records:,} lines are not valid JSON and were left out; the first is line {broken[0]}"
-        )
-
-
-def _record(record: dict[str, Any], builder: Builder) -> bool:
-    body = next((key for key in _TEXT_KEYS if isinstance(record.get(key), str) and record[key].strip()), None)
-    title = next((key for key in _TITLE_KEYS if isinstance(record.get(key), str) and record[key].strip()), None)
-    before = builder.length
-    if title and body:
-        builder.heading(record[title][:300], 1)
-    if body:
-        builder.block(record[body])
-    else:
-        plain = {k: v for k, v in record.items() if isinstance(v, (str, int, float)) and str(v).strip()}
-        builder.block("\n".join(f"{key}: {one_line(str(value))}" for key, value in plain.items()))
-    return builder.length > before

@@ -2,8 +2,8 @@
 
 A parser that loops, crashes or grows takes only the child with it: the file gets a `LoadError`, the next file a new
 child. The child is started by command line (`multiprocessing` would import the caller's main module again), knows no
-file names, gets the bytes through a pipe and answers in JSON; on POSIX it cannot grow beyond its address-space limit, write
-a file, or outlive its deadline by more than seconds even when its parent is gone.
+file names, gets the bytes through a pipe and answers in JSON; on POSIX it cannot grow beyond its address-space limit,
+write a file, or outlive its deadline by more than seconds even when its parent is gone.
 
     request    one JSON line {"kind", "size", "limit", "seconds"}, then `size` bytes
     reply      one JSON line {"size"}, then that many bytes of JSON: {"text", ...} or {"error"}
@@ -28,12 +28,21 @@ if TYPE_CHECKING:
     from rag.load import LoadConfig
 
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from rag.load_worker import serve; serve(int(sys.argv[2]))"
+_ADVICE = "it may be damaged: export it anew or split it"
 _lock = threading.Lock()
 _child: _Child | None = None
 
 
-def parse_isolated(kind: str, data: bytes, config: LoadConfig) -> Parsed:
-    """`rag.load_formats.parse` in the child process. LoadError when it fails, takes too long, or needs too much memory."""
+def read(kind: str, data: bytes, *, limit: int) -> Parsed:
+    """Reads "pdf", "docx" or "html" in this process. LoadError with a sentence when that is not possible."""
+    from rag import load_docx, load_html, load_pdf
+
+    readers = {"pdf": load_pdf.read_pdf, "docx": load_docx.read_docx, "html": load_html.read_html}
+    return readers[kind](data, limit)
+
+
+def read_isolated(kind: str, data: bytes, config: LoadConfig) -> Parsed:
+    """`read` in the child process. LoadError when it fails, takes too long, or needs too much memory."""
     global _child
     with _lock:
         if _child is None or not _child.usable(config.megabytes):
@@ -45,12 +54,8 @@ def parse_isolated(kind: str, data: bytes, config: LoadConfig) -> Parsed:
             late = _child.late
             _drop()
             if late:
-                raise LoadError(
-                    f"could not be read within {config.seconds:g} seconds; it may be damaged: export it anew or split it"
-                )
-            raise LoadError(
-                f"made its reader crash or needs more than {config.megabytes:,} MB of memory; it may be damaged: export it anew or split it"
-            )
+                raise LoadError(f"could not be read within {config.seconds:g} seconds; {_ADVICE}")
+            raise LoadError(f"made its reader crash or needs more than {config.megabytes:,} MB of memory; {_ADVICE}")
     if "error" in reply:
         raise LoadError(reply["error"])
     headings = tuple(Heading(start, level, text) for start, level, text in reply["headings"])
@@ -151,10 +156,8 @@ def serve(megabytes: int) -> None:
 
 
 def _answer(request: dict[str, Any], data: bytes) -> bytes:
-    from rag import load_formats
-
     try:
-        parsed = load_formats.parse(request["kind"], data, limit=request["limit"])
+        parsed = read(request["kind"], data, limit=request["limit"])
         reply: dict[str, Any] = {
             "text": parsed.text,
             "title": parsed.title,
@@ -166,7 +169,7 @@ def _answer(request: dict[str, Any], data: bytes) -> bytes:
     except LoadError as error:
         reply = {"error": str(error)}
     except (MemoryError, RecursionError):
-        reply = {"error": "needs more memory than one document may take; it may be damaged: export it anew or split it"}
+        reply = {"error": f"needs more memory than one document may take; {_ADVICE}"}
     except (
         Exception
     ) as error:  # a library met a file it was not made for: this file's reader is the right place to say so

@@ -30,7 +30,8 @@ _WORDLIKE = re.compile(r"\w")
 _FENCE = re.compile(r"[ \t>]*(`{3,}|~{3,})")
 # A line that begins so is never the continuation of the line before.
 _STARTER = re.compile(
-    r"[ \t>]*(?:[-*+•‣▪–] |\d{1,3}[.)、] ?|\(?[a-z0-9ivx]{1,4}\) |#{1,6} |\||\[\^|[一二三四五六七八九十]{1,3}、|:[\w-]+:)"
+    r"[ \t>]*(?:[-*+•‣▪–] |\d{1,3}[.)、] ?|\(?[a-z0-9ivx]{1,4}\) |#{1,6} |\||\[\^|:[\w-]+:|"
+    r"[一二三四五六七八九十]{1,3}、)"
 )
 _KEY = re.compile(r"[ \t]*[^\W\d_][\w /()&.#-]{0,40}[:：]\s*\S")
 _CAPITAL = re.compile(r"[ \t>]*[\"'“‘(\[*_`]*[A-Z\d\u00c0-\u00de\u0391-\u03a9\u0410-\u042f\u2e80-\uffef]")
@@ -38,17 +39,20 @@ _END = re.compile(r"""[.!?…]+["'”’»)\]*_`]*(?=\s)|[。！？｡．]+[”�
 _DOTTED = re.compile(r"(?:\w\.)+\w\Z")
 _LAST_WORD = re.compile(r"[^\s(\[{\"“‘'/—–*_]+\Z")
 
-_NEVER = frozenset(
-    "dr mr mrs ms prof rev hon sen rep gov gen col capt lt sgt st messrs e.g i.e eg ie cf vs viz al approx ca resp incl "
-    "esp jr sr dept univ assn ph.d m.sc b.sc".split()  # noqa: SIM905
-)
-_BEFORE_NUMBER = frozenset(
-    "no nos fig figs eq eqs sec secs p pp art vol vols ch chap ver ed tab app ref nr abs".split()
-)  # noqa: SIM905
-_OPENERS = frozenset(
-    "the a an it he she we they you i this that these those in on at for but and if when while there however after before "
-    "its his her their our as by to all most some no many each every".split()  # noqa: SIM905
-)
+_NEVER = frozenset({
+    "dr", "mr", "mrs", "ms", "prof", "rev", "hon", "sen", "rep", "gov", "gen", "col", "capt", "lt", "sgt", "st",
+    "messrs", "e.g", "i.e", "eg", "ie", "cf", "vs", "viz", "al", "approx", "ca", "resp", "incl", "esp", "jr", "sr",
+    "dept", "univ", "assn", "ph.d", "m.sc", "b.sc",
+})  # fmt: skip
+_BEFORE_NUMBER = frozenset({
+    "no", "nos", "fig", "figs", "eq", "eqs", "sec", "secs", "p", "pp", "art", "vol", "vols", "ch", "chap", "ver",
+    "ed", "tab", "app", "ref", "nr", "abs",
+})  # fmt: skip
+_OPENERS = frozenset({
+    "the", "a", "an", "it", "he", "she", "we", "they", "you", "i", "this", "that", "these", "those", "in", "on",
+    "at", "for", "but", "and", "if", "when", "while", "there", "however", "after", "before", "its", "his", "her",
+    "their", "our", "as", "by", "to", "all", "most", "some", "no", "many", "each", "every",
+})  # fmt: skip
 
 
 def sentences(text: str) -> list[tuple[int, int]]:
