@@ -157,7 +157,7 @@ def summarise(
         scores, documents = tops[name][asked], len({c for c, yes in zip(clusters, asked, strict=True) if yes})
         alone = documents == len(scores)
         binary = np.isin(scores, (0.0, 1.0)).all() and np.isin(bottoms[name], (0.0, 1.0)).all()
-        if binary and (alone or scores.min() == scores.max()):
+        if len(scores) and binary and (alone or scores.min() == scores.max()):
             summary[name] = wilson(float(scores.mean()) * documents, documents, alpha=alpha)
     if "seconds" in tops:
         seconds = tops["seconds"][bottoms["seconds"] > 0]

@@ -33,10 +33,12 @@ _CJK = re.compile(
 _TOKEN = re.compile(_CJK.pattern + r"|[^\s" + _CJK.pattern[1:-1] + r"]+")
 _MARKER = re.compile(r"\s*\[(\d+(?:\s*[,;]\s*\d+)*)\]")
 _STOP = frozenset(
-    """and are as at be been but by did do does for from had has have he her his how i if in is it its not of on or she so
-    than that their them there these they this those to was we were what when where which who whom why will with you
-    your""".split()
-)
+    re.findall(
+        r"\w+",
+        "and are as at be been but by did do does for from had has have he her his how i if in is it its not "
+        "of on or she so than that their them there these they this those to was we were what when where which "
+        "who whom why will with you your",
+    )
 )
 _SHARE = 0.8  # of the content words of a sentence that must stand in the passage for `lexical_support`
 
@@ -239,7 +241,7 @@ def _cited_sentences(text: str) -> list[tuple[str, list[int]]]:
         piece = moved[start:end]
         numbers = [int(n) for marker in _MARKER.findall(piece) for n in re.findall(r"\d+", marker)]
         bare = strip_markers(piece)
-        if answer_tokens(bare):
+        if re.search(r"\w", bare):
             out.append((bare, numbers))
         elif numbers and out:
             out[-1][1].extend(numbers)

@@ -163,7 +163,7 @@ def _refuse_other_shapes(row: Mapping[str, Any]) -> None:
         )
     if "conversations" in row or "messages" in row:
         raise _Broken(
-            'this is a ShareGPT or chat row: put the user turn into "question" and the short answer into a list "answers"'
+            'this is a ShareGPT or chat row: put the user turn into "question", a short answer into "answers"'
         )
     if "prompt" in row and ("completion" in row or "chosen" in row):
         raise _Broken('this is a training row (prompt, completion): write "question" and a list "answers" instead')

@@ -82,7 +82,7 @@ def bootstrap_ratios(
     """
     n, columns = numerators.shape
     if n == 0:
-        return [Interval(0.0, 0.0, 0.0)] * columns
+        return [Interval(0.0, 0.0, 1.0)] * columns
     groups = group(clusters, n)
     top, bottom = _cluster_sums(numerators, groups), _cluster_sums(denominators, groups)
     rng = np.random.default_rng(seed)
@@ -92,7 +92,7 @@ def bootstrap_ratios(
     for j in range(columns):
         sample = values[~np.isnan(values[:, j]), j]
         if np.isnan(point[j]) or not len(sample):
-            intervals.append(Interval(0.0, 0.0, 0.0))
+            intervals.append(Interval(0.0, 0.0, 1.0))
             continue
         low, high = np.quantile(sample, [alpha / 2, 1 - alpha / 2])
         intervals.append(Interval(float(point[j]), float(low), float(high)))

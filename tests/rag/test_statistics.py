@@ -147,8 +147,8 @@ def test_ratios_are_recomputed_in_every_draw() -> None:
     (interval,) = bootstrap_ratios(hits, asked)
     assert interval.mean == pytest.approx(2 / 3)
     assert interval.low == pytest.approx(0.5) and interval.high == pytest.approx(1.0)
-    assert bootstrap_ratios(hits * 0, asked * 0) == [Interval(0.0, 0.0, 0.0)]
-    assert bootstrap_ratios(hits[:0], asked[:0]) == [Interval(0.0, 0.0, 0.0)]
+    assert bootstrap_ratios(hits * 0, asked * 0) == [Interval(0.0, 0.0, 1.0)]
+    assert bootstrap_ratios(hits[:0], asked[:0]) == [Interval(0.0, 0.0, 1.0)]
 
 
 def test_quantile() -> None:
