@@ -184,7 +184,8 @@ def starter_generator_folder() -> Path:
             "Set RAGTUNE_CACHE to a folder that can, with 600 MB free."
         ) from error
     try:
-        with quiet():
+        # Its conversion bar goes straight to stderr and asks nobody.
+        with quiet(), open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
             model = AutoModelForCausalLM.from_pretrained(
                 str(gguf.parent),
                 gguf_file=gguf.name,

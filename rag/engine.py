@@ -1,0 +1,418 @@
+"""The forward passes behind generation and scoring: no padding, no repeated prefix, logits only where they are used.
+
+`PackedBackend` runs prompts of different lengths as one row of tokens: linear layers see their concatenation, attention
+runs for each prompt by itself, and keys and values live in slots that are filled and freed one by one (continuous
+batching). It hooks into transformers' attention interface, so the model's own layers run unchanged, adapters included.
+`PlainBackend` is the textbook way (left padding, DynamicCache) for models that the hook cannot serve;
+`make_backend_factory` tries the first against the second on a few tokens and keeps it only where both agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+ATTENTION = "ragtune_packed"
+CPU_SLOTS, GPU_SLOTS = 32, 128
+CPU_KV_BYTES, GPU_KV_BYTES = 1 << 30, 8 << 30
+CPU_PREFILL_TOKENS, GPU_PREFILL_TOKENS = 2048, 32768
+
+
+class Backend(Protocol):
+    """What the decoding loop needs from a model; slots are numbered from 0 to `slots` - 1."""
+
+    slots: int
+    continuous: bool
+    prefill_tokens: int
+
+    def share(self, prefix: Sequence[int]) -> None:
+        """Run tokens that every later prompt begins with; `admit` then takes only what follows them."""
+        ...
+
+    def admit(self, prompts: Sequence[tuple[int, Sequence[int]]]) -> torch.Tensor:
+        """Run (slot, token ids) and return the logits after each, float32 [len(prompts), vocabulary]."""
+        ...
+
+    def step(self, tokens: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """Append one token to each (slot, token); float32 logits in that order. Slots left out are free again."""
+        ...
+
+
+@dataclass(slots=True)
+class Segment:
+    """A piece of one sequence in a packed row: its tokens, the slot of what came before, the slot that keeps it all."""
+
+    ids: Sequence[int]
+    past: int = 0
+    past_slot: int = 0
+    keep_slot: int | None = None
+
+
+class Slots:
+    """Keys and values of many sequences: for each layer two tensors [slots, heads, capacity, head size]."""
+
+    def __init__(self, slots: int, capacity: int) -> None:
+        self.slots, self.capacity = slots, capacity
+        self.keys: dict[int, torch.Tensor] = {}
+        self.values: dict[int, torch.Tensor] = {}
+
+    def of(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The two tensors of a layer, made on first use in the shape of what is written. Zeros, because a masked
+        position still takes part in the product with the values, and 0 × NaN is NaN."""
+        if layer not in self.keys:
+            self.keys[layer] = key.new_zeros(self.slots, key.shape[1], self.capacity, key.shape[3])
+            self.values[layer] = value.new_zeros(self.slots, value.shape[1], self.capacity, value.shape[3])
+        return self.keys[layer], self.values[layer]
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions of one slot into another."""
+        for tensors in (self.keys, self.values):
+            for tensor in tensors.values():
+                tensor[target, :, :length] = tensor[source, :, :length]
+
+
+@dataclass(slots=True)
+class Prefill:
+    """Attention plan of a packed row: causal within each segment and over its own past."""
+
+    cache: Slots
+    segments: Sequence[Segment]
+
+    def attend(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int | None
+    ) -> Any:
+        import torch
+        import torch.nn.functional as F
+
+        outputs, begin = [], 0
+        stored = self.cache.of(layer, k, v) if any(s.past or s.keep_slot is not None for s in self.segments) else None
+        for segment in self.segments:
+            end = begin + len(segment.ids)
+            qs, ks, vs = q[:, :, begin:end], k[:, :, begin:end], v[:, :, begin:end]
+            if segment.past and stored:
+                row = slice(segment.past_slot, segment.past_slot + 1)
+                ks = torch.cat([stored[0][row, :, : segment.past], ks], dim=2)
+                vs = torch.cat([stored[1][row, :, : segment.past], vs], dim=2)
+                # Queries of nothing stand for the past: a square causal product is exact and needs no mask.
+                qs = torch.cat([qs.new_zeros(1, qs.shape[1], segment.past, qs.shape[3]), qs], dim=2)
+            if segment.keep_slot is not None and stored:
+                stored[0][segment.keep_slot, :, : ks.shape[2]] = ks[0]
+                stored[1][segment.keep_slot, :, : vs.shape[2]] = vs[0]
+            mask = _band(ks.shape[2], window, ks.device) if window and ks.shape[2] > window else None
+            out = F.scaled_dot_product_attention(
+                qs, ks, vs, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=ks.shape[1] != qs.shape[1]
+            )
+            outputs.append(out[:, :, segment.past :].transpose(1, 2))
+            begin = end
+        return torch.cat(outputs, dim=1)
+
+
+@dataclass(slots=True)
+class Step:
+    """Attention plan of one decoding step: token i belongs to slot i, whose length before it is `lengths[i]`."""
+
+    cache: Slots
+    lengths: torch.Tensor
+    rows: torch.Tensor
+    mask: torch.Tensor
+    longest: int
+
+    def attend(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int | None
+    ) -> Any:
+        import torch
+        import torch.nn.functional as F
+
+        keys, values = self.cache.of(layer, k, v)
+        count = q.shape[2]
+        keys[self.rows, :, self.lengths] = k[0].transpose(0, 1)
+        values[self.rows, :, self.lengths] = v[0].transpose(0, 1)
+        mask = self.mask
+        if window and self.longest > window:
+            positions = torch.arange(self.longest, device=q.device)
+            mask = mask & (positions > (self.lengths[:, None, None, None] - window))
+        # The query heads that share a key head stand as a short sequence, so nothing is repeated in memory.
+        grouped = q[0].transpose(0, 1).reshape(count, keys.shape[1], -1, q.shape[3])
+        out = F.scaled_dot_product_attention(
+            grouped, keys[:count, :, : self.longest], values[:count, :, : self.longest], attn_mask=mask, scale=scale
+        )
+        return out.reshape(1, count, q.shape[1], -1)
+
+
+def _band(length: int, window: int, device: torch.device) -> torch.Tensor:
+    import torch
+
+    at = torch.arange(length, device=device)
+    return (at[None, :] <= at[:, None]) & (at[None, :] > at[:, None] - window)
+
+
+def _attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    plan: Prefill | Step | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """The function that transformers calls in every attention layer; without a plan it is its own sdpa."""
+    if plan is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+        )
+    if any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
+        raise NotPackable("attention with softcap, sinks or bias")
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    return plan.attend(module.layer_idx, query, key, value, scale, sliding_window), None
+
+
+class NotPackable(Exception):
+    """This model's attention does something that the packed plan has no words for; the plain backend serves it."""
+
+
+def register() -> None:
+    """Make the hook known to transformers (idempotent); plain calls on the same model keep sdpa's masks."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(ATTENTION, _attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+class PackedBackend:
+    """See the module's docstring. Not safe for two threads at once; each run makes its own."""
+
+    continuous = True
+
+    def __init__(self, model: Any, *, slots: int, capacity: int) -> None:
+        self.model, self.slots = model, slots
+        self.device = model.device
+        self.prefill_tokens = CPU_PREFILL_TOKENS if self.device.type == "cpu" else GPU_PREFILL_TOKENS
+        self._cache = Slots(slots + 1, capacity)  # the last slot holds the shared prefix
+        self._prefix = 0
+        self._lengths = [0] * slots  # 0: free
+
+    def forward(self, segments: Sequence[Segment], keep: Sequence[int]) -> torch.Tensor:
+        """Run the segments side by side; float32 logits at the packed positions `keep`, [len(keep), vocabulary]."""
+        import torch
+
+        ids = [token for s in segments for token in s.ids]
+        positions = [p for s in segments for p in range(s.past, s.past + len(s.ids))]
+        return self._call(ids, positions, torch.tensor(keep, device=self.device), Prefill(self._cache, segments))
+
+    def _call(self, ids: list[int], positions: list[int], keep: Any, plan: Prefill | Step) -> torch.Tensor:
+        import torch
+
+        with torch.inference_mode():
+            output = self.model(
+                input_ids=torch.tensor([ids], device=self.device),
+                position_ids=torch.tensor([positions], device=self.device),
+                attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device),  # 4-d: taken as it is
+                use_cache=False,
+                logits_to_keep=keep,
+                plan=plan,
+            )
+            return output.logits[0].float()
+
+    def share(self, prefix: Sequence[int]) -> None:
+        """Run the common prefix once."""
+        self._prefix = len(prefix)
+        for begin in range(0, len(prefix), self.prefill_tokens):
+            piece = prefix[begin : begin + self.prefill_tokens]
+            self.forward([Segment(piece, begin, self.slots, self.slots)], [len(piece) - 1])
+
+    def admit(self, prompts: Sequence[tuple[int, Sequence[int]]]) -> torch.Tensor:
+        """Run (slot, what follows the prefix); long prompts in pieces, so that memory stays bounded."""
+        import torch
+
+        logits: list[torch.Tensor] = []
+        for group in self._groups(prompts):
+            segments, keep, end = [], [], 0
+            for slot, ids in group:
+                head = self._feed(slot, ids)
+                past_slot = self.slots if head == 0 else slot
+                segments.append(Segment(ids[head:], self._prefix + head, past_slot, slot))
+                end += len(ids) - head
+                keep.append(end - 1)
+                self._lengths[slot] = self._prefix + len(ids)
+            logits.append(self.forward(segments, keep))
+        return torch.cat(logits)
+
+    def _feed(self, slot: int, ids: Sequence[int]) -> int:
+        """Run all but the last piece of an overlong prompt; how many tokens that was."""
+        head = 0
+        while len(ids) - head > self.prefill_tokens:
+            past_slot = self.slots if head == 0 else slot
+            piece = ids[head : head + self.prefill_tokens]
+            self.forward([Segment(piece, self._prefix + head, past_slot, slot)], [len(piece) - 1])
+            head += self.prefill_tokens
+        return head
+
+    def _groups(self, prompts: Sequence[tuple[int, Sequence[int]]]) -> list[list[tuple[int, Sequence[int]]]]:
+        groups: list[list[tuple[int, Sequence[int]]]] = []
+        room = 0
+        for slot, ids in prompts:
+            if not groups or room < len(ids):
+                groups.append([])
+                room = self.prefill_tokens
+            groups[-1].append((slot, ids))
+            room -= len(ids)
+        return groups
+
+    def step(self, tokens: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """One token for each slot named; free slots below the highest one ride along unread."""
+        import torch
+
+        wanted = dict(tokens)
+        self._lengths = [length if slot in wanted else 0 for slot, length in enumerate(self._lengths)]
+        count = max(wanted) + 1
+        lengths = torch.tensor(self._lengths[:count], device=self.device)
+        longest = max(self._lengths) + 1
+        mask = torch.arange(longest, device=self.device) <= lengths[:, None]
+        plan = Step(self._cache, lengths, torch.arange(count, device=self.device), mask[:, None, None, :], longest)
+        ids = [wanted.get(slot, 0) for slot in range(count)]
+        logits = self._call(ids, self._lengths[:count], 0, plan)
+        for slot in wanted:
+            self._lengths[slot] += 1
+        return logits[[slot for slot, _ in tokens]]
+
+    def compact(self, used: Sequence[int]) -> dict[int, int]:
+        """Move the highest of the used slots into holes below; {old slot: new slot} of those moved."""
+        moved: dict[int, int] = {}
+        holes = [slot for slot in range(max(used, default=0)) if slot not in set(used)]
+        for hole, slot in zip(holes, sorted(used, reverse=True), strict=False):
+            if hole >= slot:
+                break
+            self._cache.move(slot, hole, self._lengths[slot])
+            self._lengths[hole], self._lengths[slot] = self._lengths[slot], 0
+            moved[slot] = hole
+        return moved
+
+
+class PlainBackend:
+    """Left padding and a DynamicCache: every causal model of transformers runs this way."""
+
+    continuous = False
+
+    def __init__(self, model: Any, *, slots: int) -> None:
+        self.model, self.slots, self.device = model, slots, model.device
+        self.prefill_tokens = CPU_PREFILL_TOKENS if self.device.type == "cpu" else GPU_PREFILL_TOKENS
+        self._prefix: list[int] = []
+        self._order: list[int] = []
+        self._mask: Any = None
+        self._cache: Any = None
+
+    def share(self, prefix: Sequence[int]) -> None:
+        """Nothing is saved here: the prefix is run with each prompt."""
+        self._prefix = list(prefix)
+
+    def admit(self, prompts: Sequence[tuple[int, Sequence[int]]]) -> torch.Tensor:
+        """Run a new batch; whatever was in the slots before is gone."""
+        import torch
+
+        rows = [[*self._prefix, *ids] for _, ids in prompts]
+        width = max(len(row) for row in rows)
+        ids = torch.zeros((len(rows), width), dtype=torch.long)
+        mask = torch.zeros((len(rows), width), dtype=torch.long)
+        for at, row in enumerate(rows):
+            ids[at, width - len(row) :] = torch.tensor(row)
+            mask[at, width - len(row) :] = 1
+        self._order, self._mask, self._cache = [slot for slot, _ in prompts], mask.to(self.device), None
+        positions = (self._mask.cumsum(1) - 1).clamp(min=0)
+        return self._call(ids.to(self.device), positions)
+
+    def step(self, tokens: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """One token for each slot; finished rows leave the batch."""
+        import torch
+
+        slots = [slot for slot, _ in tokens]
+        if slots != self._order:
+            index = torch.tensor([self._order.index(slot) for slot in slots], device=self.device)
+            self._cache.reorder_cache(index)
+            self._mask, self._order = self._mask[index], slots
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(slots), 1)], dim=1)
+        ids = torch.tensor([[token] for _, token in tokens], device=self.device)
+        return self._call(ids, self._mask.sum(1, keepdim=True) - 1)
+
+    def _call(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        with torch.inference_mode():
+            output = self.model(
+                input_ids=ids,
+                attention_mask=self._mask,
+                position_ids=positions,
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        self._cache = output.past_key_values
+        return output.logits[:, -1].float()
+
+
+def kv_bytes_per_token(config: Any, item_bytes: int) -> int:
+    """Bytes of keys and values that one token adds over all layers."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    queries = getattr(text, "num_attention_heads", None) or 1
+    heads = getattr(text, "num_key_value_heads", None) or queries
+    size = getattr(text, "head_dim", None) or text.hidden_size // queries
+    return 2 * int(text.num_hidden_layers) * int(heads) * int(size) * item_bytes
+
+
+def packable(model: Any) -> bool:
+    """Whether the packed pass gives the plain pass's logits on three short prompts, prefill, prefix and steps alike."""
+    import torch
+
+    text = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    rope = getattr(text, "rope_parameters", None) or {}
+    if isinstance(rope, dict) and rope.get("rope_type") in ("dynamic", "longrope"):
+        return False  # these look at the longest sequence of the batch, so rows would change one another
+    register()
+    before = model.config._attn_implementation
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])
+    prompts = [[(7 * i + 3 * j) % vocabulary for j in range(n)] for i, n in enumerate((5, 9, 2), start=1)]
+    prefix = [11 % vocabulary, 5 % vocabulary, 2 % vocabulary]
+    try:
+        results = []
+        for packed in (False, True):
+            model.set_attn_implementation(ATTENTION if packed else before)
+            if packed and model.config._attn_implementation != ATTENTION:
+                return False
+            backend: Any = PackedBackend(model, slots=3, capacity=16) if packed else PlainBackend(model, slots=3)
+            backend.share(prefix)
+            first = backend.admit(list(enumerate(prompts)))
+            second = backend.step([(0, 4 % vocabulary), (2, 9 % vocabulary)])
+            results.append(torch.cat([first, second]))
+    except (NotPackable, TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError):
+        model.set_attn_implementation(before)
+        return False
+    plain, packed_logits = results
+    spread = float((plain.max() - plain.min()).clamp(min=1e-3))
+    low_precision = model.dtype in (torch.bfloat16, torch.float16)
+    close = float((plain - packed_logits).abs().max()) <= (0.05 if low_precision else 1e-3) * spread
+    if not close:
+        model.set_attn_implementation(before)
+    return close
+
+
+def make_backend_factory(model: Any) -> Callable[[int, int], PackedBackend | PlainBackend]:
+    """A function (capacity, rows) → backend for this model; capacity: the longest prompt and its answer, in tokens."""
+    packed = packable(model)
+    cpu = model.device.type == "cpu"
+    budget = CPU_KV_BYTES if cpu else GPU_KV_BYTES
+    per_token = kv_bytes_per_token(model.config, model.dtype.itemsize)
+
+    def make(capacity: int, rows: int) -> PackedBackend | PlainBackend:
+        slots = max(1, min(rows, CPU_SLOTS if cpu else GPU_SLOTS, budget // max(1, per_token * capacity)))
+        return PackedBackend(model, slots=slots, capacity=capacity) if packed else PlainBackend(model, slots=slots)
+
+    return make
