@@ -1,0 +1,424 @@
+"""Training rows in, adapter folder out: one function, a config, a report.
+
+A run works in a hidden folder beside `out`; `out` appears whole, at the end. A killed or interrupted run leaves its
+checkpoints there, and the same call goes on from the last one to the weights an uninterrupted run has.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from rag.errors import ConfigError, TrainingError, UsageError
+from rag.prompt import PROMPT_VERSION
+from tuning import checkpoint
+from tuning.record import RECORD, library_versions, read_record, write_record
+from tuning.rows import Row, data_hash
+
+if TYPE_CHECKING:
+    from tuning.trainer import AnswerTrainer, Encoded, Run
+
+Method = Literal["lora", "qlora", "dora", "full"]
+Base: TypeAlias = "tuple[Any, Any, str]"  # model, tokenizer, fingerprint
+Progress: TypeAlias = Callable[[str, int, int, str], None]
+
+METHODS = ("lora", "qlora", "dora", "full")
+SCHEDULES = ("linear", "cosine", "constant")
+_FREE = ("save_steps", "max_minutes")  # may change between the parts of a resumed run
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """Settings of a run; names as in TrainingArguments and LoraConfig.
+
+    `upper_layers`: adapters (or, with "full", training) on this upper fraction of the layers; the layers below run
+    forward only, without keeping activations.
+    `tokens_per_step`: tokens of one optimizer step, prompts included.
+    `tokens_per_forward`: most padded tokens of one forward; 0 picks by device.
+    `dtype`: of the frozen weights, "auto" by the probe; trained weights are always fp32.
+    `max_minutes`: after a few steps the schedule is shortened to what this time allows.
+    """
+
+    method: Method = "lora"
+    r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    target_modules: str | tuple[str, ...] = "all-linear"
+    upper_layers: float = 1.0
+    learning_rate: float = 5e-4
+    num_train_epochs: float = 1.0
+    lr_scheduler_type: str = "linear"
+    warmup_ratio: float = 0.05
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    tokens_per_step: int = 4096
+    tokens_per_forward: int = 0
+    max_seq_length: int = 2048
+    dtype: str = "auto"
+    seed: int = 0
+    save_steps: int = 10
+    max_minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.method not in METHODS:
+            problems.append(f"method is {self.method!r}; allowed: {', '.join(METHODS)}")
+        if self.lr_scheduler_type not in SCHEDULES:
+            problems.append(f"lr_scheduler_type is {self.lr_scheduler_type!r}; allowed: {', '.join(SCHEDULES)}")
+        for name in ("r", "lora_alpha", "tokens_per_step", "max_seq_length", "save_steps"):
+            if getattr(self, name) < 1:
+                problems.append(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("learning_rate", "num_train_epochs"):
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+                problems.append(f"{name} is {getattr(self, name)}; it must be a number above 0")
+        if not 0 < self.upper_layers <= 1:
+            problems.append(f"upper_layers is {self.upper_layers}; it is a fraction, above 0 and up to 1")
+        for name in ("lora_dropout", "warmup_ratio"):
+            if not 0 <= getattr(self, name) < 1:
+                problems.append(f"{name} is {getattr(self, name)}; allowed is 0 up to, but not including, 1")
+        if self.max_minutes is not None and self.max_minutes <= 0:
+            problems.append(f"max_minutes is {self.max_minutes}; give minutes above 0, or none for no limit")
+        if problems:
+            raise ConfigError("; ".join(problems) + ".")
+
+    def factor(self, step: int, horizon: int) -> float:
+        """The learning rate at `step` (from 0) of a run of `horizon` steps, as a share of `learning_rate`."""
+        warm = math.ceil(self.warmup_ratio * horizon)
+        if step < warm:
+            return (step + 1) / warm
+        left = max(0, horizon - step) / max(1, horizon - warm)
+        if self.lr_scheduler_type == "constant":
+            return 1.0
+        return left if self.lr_scheduler_type == "linear" else 0.5 * (1 - math.cos(math.pi * left))
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReport:
+    """What a run did. `loss` is the mean per answer token of each step (nats); `tokens` and `seconds` are of all parts.
+
+    `resumed` is the step the run went on from (None: from the beginning); `reused` says that the adapter was there.
+    """
+
+    adapter: Path
+    rows: int
+    dropped: int
+    tokens: int
+    seconds: float
+    loss: tuple[float, ...]
+    steps: int
+    planned_steps: int
+    resumed: int | None = None
+    reused: bool = False
+    passed_over: tuple[str, ...] = ()
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+def train(
+    rows: Sequence[Row],
+    *,
+    base: str | Base = "starter",
+    out: Path | str,
+    config: TrainConfig = TrainConfig(),
+    recipe: str = "rag",
+    progress: Progress | None = None,
+    resume: bool = True,
+    record: Mapping[str, Any] | None = None,
+) -> TrainReport:
+    """Train `base` on `rows` and leave PEFT's files, the record and the model card in `out`.
+
+    With `resume`, an unfinished run of the same data and settings is continued, a finished one returned as it is.
+    `record` is added to `ragtune.json`. Ctrl-C ends after the current step and leaves a run that can be resumed.
+
+    Raises:
+        TrainingError: no usable rows; a loss or gradient that is not finite (the last good checkpoint is kept).
+        ConfigError: an unfinished run beside `out` has other data or settings; the differing fields are named.
+        UsageError: `out` is a folder that was not made by training.
+    """
+    out = Path(out)
+    if not rows:
+        raise TrainingError("There are no training rows. Give questions whose answers stand in the indexed documents.")
+    _check_out(out)
+    model, tokenizer, fingerprint = _load(base, config)
+    encoded, dropped = encode_rows(rows, tokenizer, max_seq_length=config.max_seq_length)
+    identity = _identity(rows, fingerprint, tokenizer, recipe, config)
+    if resume and (finished := _finished(out, identity, len(encoded), dropped)):
+        return finished
+    run_folder = out.with_name(f".{out.name}.run")
+    if not resume:
+        shutil.rmtree(run_folder, ignore_errors=True)
+    last, passed_over = checkpoint.latest(run_folder)
+    if last is not None:
+        _check_same(last.state.get("identity", {}), identity, run_folder)
+    trainer = _trainer(model, tokenizer, encoded, config, run_folder, identity, progress)
+    _run(trainer, last)
+    done = {
+        "base": base if isinstance(base, str) else getattr(model, "name_or_path", "") or type(model).__name__,
+        **identity, "config": asdict(config), "rows": len(encoded), "dropped": dropped,
+        "sources": len({s for row in rows for s in row.sources}),
+        "tokens": trainer.run.tokens, "seconds": round(trainer.run.seconds, 3), "steps": len(trainer.run.losses),
+        "planned_steps": len(trainer.steps), "loss": trainer.run.losses, "versions": library_versions(),
+        **(record or {}),
+    }  # fmt: skip
+    _publish(trainer, tokenizer, out, done, config)
+    shutil.rmtree(run_folder, ignore_errors=True)
+    return _report(out, done, resumed=last.step if last else None, passed_over=tuple(passed_over))
+
+
+def _report(out: Path, done: Mapping[str, Any], **more: Any) -> TrainReport:
+    return TrainReport(
+        out, done["rows"], done["dropped"], done["tokens"], done["seconds"], tuple(done["loss"]), done["steps"],
+        done["planned_steps"], **more,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------ before training
+
+
+def _check_out(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file. Give a folder that the adapter can be written to.")
+    if out.is_dir() and any(out.iterdir()) and not (out / RECORD).is_file():
+        raise UsageError(f"{out} holds other files and no {RECORD}. Give a new folder: training would replace it.")
+
+
+def _load(base: str | Base, config: TrainConfig) -> Base:
+    if not isinstance(base, str):
+        return base
+    from rag.generator import base_model
+
+    dtype = "fp32" if config.method == "full" else None if config.dtype == "auto" else config.dtype
+    return base_model(base, dtype=dtype, quantize="nf4" if config.method == "qlora" else None)
+
+
+def _identity(
+    rows: Sequence[Row], fingerprint: str, tokenizer: Any, recipe: str, config: TrainConfig
+) -> dict[str, Any]:
+    from rag.tokens import tokenizer_hash
+
+    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items() if k not in _FREE}
+    return {
+        "base_fingerprint": fingerprint,
+        "tokenizer_hash": tokenizer_hash(tokenizer),
+        "prompt_version": PROMPT_VERSION,
+        "data_hash": data_hash(rows),
+        "recipe": recipe,
+        "method": config.method,
+        "settings": settings,
+    }
+
+
+def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
+    settings = identity.get("settings") or {}
+    return {**{k: v for k, v in identity.items() if k != "settings"}, **settings}
+
+
+def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], run_folder: Path) -> None:
+    old, new = _flat(before), _flat(now)
+    changed = [f"{k} (was {old.get(k)!r}, is {new.get(k)!r})" for k in new if old.get(k) != new.get(k)]
+    if changed:
+        raise ConfigError(
+            f"An unfinished run in {run_folder} differs in {'; '.join(changed)}. Give the same data and settings to go "
+            "on with it, or start again without resuming (this discards it)."
+        )
+
+
+def _finished(out: Path, identity: Mapping[str, Any], rows: int, dropped: int) -> TrainReport | None:
+    if not (out / RECORD).is_file():
+        return None
+    record = read_record(out)
+    if any(record.get(key) != value for key, value in identity.items()):
+        return None
+    return _report(out, record, reused=True)
+
+
+def encode_rows(rows: Sequence[Row], tokenizer: Any, *, max_seq_length: int) -> tuple[list[Encoded], int]:
+    """Token ids of the rows, and how many were left out (too long, or with an empty answer).
+
+    Prompt and answer get their ids from `rag.tokens`, as in serving; the end of the turn is trained on.
+    Raises TrainingError when no row is left, naming why.
+    """
+    from rag.tokens import ChatTokens
+    from tuning.trainer import Encoded
+
+    tokens = ChatTokens(tokenizer)
+    kept: list[Encoded] = []
+    long = empty = 0
+    for row in rows:
+        prompt, answer = tokens.prompt_ids(row.prompt), tokens.completion_ids(row.completion)
+        if not row.completion.strip():
+            empty += 1
+        elif len(prompt) + len(answer) > max_seq_length:
+            long += 1
+        else:
+            kept.append(Encoded(row.id, (*prompt, *answer), len(answer)))
+    if not kept:
+        raise TrainingError(
+            f"None of the {len(rows)} rows can be trained on: {long} have more than {max_seq_length} tokens, {empty} "
+            "have an empty answer. Raise max_seq_length, show fewer passages, or check the answers."
+        )
+    return kept, long + empty
+
+
+# ------------------------------------------------------------------------- training
+
+
+def _trainer(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Encoded],
+    config: TrainConfig,
+    run_folder: Path,
+    identity: Mapping[str, Any],
+    progress: Progress | None,
+) -> AnswerTrainer:
+    import torch
+    from transformers import set_seed
+    from trl import SFTConfig
+
+    from tuning import kernels
+    from tuning.trainer import AnswerTrainer, plan_steps
+
+    set_seed(config.seed)
+    model = _prepare(model, config)
+    kernels.install(model)
+    device = next(model.parameters()).device
+    steps = plan_steps([len(r.ids) for r in rows], config.tokens_per_step, config.num_train_epochs, config.seed)
+    args = SFTConfig(
+        output_dir=str(run_folder), max_steps=len(steps), learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay, max_grad_norm=0.0, seed=config.seed, save_strategy="steps",
+        save_steps=config.save_steps, logging_strategy="no",
+        report_to="none", disable_tqdm=True, bf16=False, fp16=False, gradient_checkpointing=False, max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True}, logging_nan_inf_filter=False, use_cpu=device.type == "cpu",
+        remove_unused_columns=False,
+    )  # fmt: skip
+    trainer = AnswerTrainer(
+        model, args, rows=rows, steps=steps, tokenizer=tokenizer, clip=config.max_grad_norm, schedule=config.factor,
+        forward_tokens=config.tokens_per_forward or (512 if device.type == "cpu" else 8192),
+        autocast=_autocast(config, device), identity=identity, on_step=_reporter(progress),
+        max_seconds=None if config.max_minutes is None else 60 * config.max_minutes,
+    )  # fmt: skip
+    torch.manual_seed(config.seed)
+    return trainer
+
+
+def _prepare(model: Any, config: TrainConfig) -> Any:
+    """The model with trainable parameters: an adapter put on, or the upper layers of the model itself."""
+    layers = int(model.config.get_text_config().num_hidden_layers)
+    first = layers - math.ceil(config.upper_layers * layers)
+    if config.method == "full":
+        return _unfreeze(model, first)
+    from peft import LoraConfig, get_peft_model
+
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    lora = LoraConfig(
+        r=config.r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=config.target_modules if isinstance(config.target_modules, str) else list(config.target_modules),
+        layers_to_transform=list(range(first, layers)) if first else None,
+        use_dora=config.method == "dora",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, lora)
+
+
+def _unfreeze(model: Any, first: int) -> Any:
+    """Train every layer from `first` on; embeddings and head too when all layers are trained."""
+    import re
+
+    for name, parameter in model.named_parameters():
+        at = re.search(r"\.layers\.(\d+)\.", f".{name}")
+        parameter.requires_grad_(first == 0 or (at is not None and int(at[1]) >= first))
+    return model
+
+
+def _autocast(config: TrainConfig, device: Any) -> Callable[[], AbstractContextManager[Any]]:
+    """bf16 products over fp32 weights for "full", where bf16 is asked for or faster; adapters need none."""
+    if config.method != "full":
+        return nullcontext
+    import torch
+
+    from rag.hardware import pick_dtype
+
+    dtype = pick_dtype(device, config.dtype)
+    if dtype == torch.float32:
+        return nullcontext
+    return lambda: torch.autocast(device.type, dtype=dtype)
+
+
+def _reporter(progress: Progress | None) -> Callable[[Run, int, int], None] | None:
+    if progress is None:
+        return None
+
+    def report(run: Run, step: int, horizon: int) -> None:
+        speed = run.tokens / run.seconds if run.seconds else 0.0
+        progress("train", step, horizon, f"loss {run.losses[-1]:.3f}, {speed:.0f} tokens/s")
+
+    return report
+
+
+def _run(trainer: AnswerTrainer, last: checkpoint.Checkpoint | None) -> None:
+    """Train to the end; Ctrl-C or an interrupt from progress saves a checkpoint and goes on as KeyboardInterrupt."""
+    with _gentle_interrupt(trainer):
+        try:
+            trainer.train(resume_from_checkpoint=str(last.folder) if last else None)
+        except KeyboardInterrupt:
+            trainer.stop_asked = True
+        if trainer.stop_asked and len(trainer.run.losses) < trainer.run.horizon:
+            step = trainer.state.global_step
+            if step == len(trainer.run.losses) and step > 0:  # between two steps: weights and losses agree
+                trainer.save_checkpoint()
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def _gentle_interrupt(trainer: AnswerTrainer) -> Iterator[None]:
+    """The first Ctrl-C asks to stop after the step, a second one stops at once. Only the main thread can listen."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        if trainer.stop_asked:
+            raise KeyboardInterrupt
+        trainer.stop_asked = True
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# ------------------------------------------------------------------- after training
+
+
+def _publish(trainer: AnswerTrainer, tokenizer: Any, out: Path, done: Mapping[str, Any], config: TrainConfig) -> None:
+    """Write everything aside, flush it, and swap it in."""
+    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    trainer.model.save_pretrained(str(aside), safe_serialization=True)
+    if config.method == "full":
+        tokenizer.save_pretrained(str(aside))
+    write_record(aside, done)
+    for path in (*aside.rglob("*"), aside):
+        checkpoint.fsync(path)
+    old = out.with_name(f".{out.name}.{os.getpid()}.old")
+    if out.exists():
+        os.replace(out, old)
+    os.replace(aside, out)
+    checkpoint.fsync(out.parent)
+    shutil.rmtree(old, ignore_errors=True)
