@@ -84,11 +84,10 @@ def make_pdf(text: str) -> bytes:
     from reportlab.lib.pagesizes import A4
     from reportlab.lib.styles import ParagraphStyle, getSampleStyleSheet
     from reportlab.lib.units import mm
-    from reportlab.platypus import ListFlowable, Paragraph, SimpleDocTemplate, Spacer, Table, TableStyle
+    from reportlab.platypus import KeepTogether, ListFlowable, Paragraph, SimpleDocTemplate, Spacer, Table, TableStyle
 
     styles = getSampleStyleSheet()
-    body = ParagraphStyle("body", parent=styles["BodyText"], fontSize=10.5, leading=15, allowWidows=0, allowOrphans=0,
-                          keepWithNext=0)
+    body = ParagraphStyle("body", parent=styles["BodyText"], fontSize=10.5, leading=15)
     story: list[Any] = []
     title = ""
     for block in blocks(text):
@@ -105,7 +104,7 @@ def make_pdf(text: str) -> bytes:
             bullet = "bullet" if block.kind == "list" else "1"
             story.append(ListFlowable([Paragraph(line, body) for line in texts], bulletType=bullet, leftIndent=14))
         else:
-            story.append(Paragraph(texts[0], body))
+            story.append(KeepTogether([Paragraph(texts[0], body)]))  # no sentence runs over the foot of a page
 
     def foot(canvas: Any, document: Any) -> None:
         canvas.setFont("Helvetica", 8)
@@ -173,11 +172,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Makes the PDF and DOCX files of the handbook.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a committed file differs")
     check = parser.parse_args().check
-    stale = [path for path, data in build().items() if not path.is_file() or path.read_bytes() != data]
+    made = build()
+    stale = [path for path, data in made.items() if not path.is_file() or path.read_bytes() != data]
     for path in stale:
         if not check:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(build()[path])
+            path.write_bytes(made[path])
         print(("differs: " if check else "wrote ") + path.relative_to(HERE).as_posix())
     return 1 if check and stale else 0
 
