@@ -1,0 +1,247 @@
+"""The documents behind the page: what is indexed, and the ways to look at it and to change it.
+
+One `Index` serves all visitors. It is safe to share: every call answers from one generation, a change is one commit,
+and a question that has its passages keeps them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from apps.uploads import PREFIX, UploadLimits, keep, megabytes, refusal, safe_name
+from apps.views import DocumentRow, OpenDocument, SearchColumn, Upload
+from rag.errors import RagtuneError, UsageError
+
+if TYPE_CHECKING:
+    from rag.protocols import Encoder, Reranker
+    from rag.retrieve import RetrievalConfig, Retriever
+
+SHOWN_CHARACTERS = 60_000  # of an opened document, around the span; more makes a phone stutter
+MAX_QUERY = 4_000
+_STAGES: tuple[tuple[Literal["dense", "lexical", "fused", "rerank"], Literal["dense", "lexical", "hybrid"]], ...] = (
+    ("dense", "dense"),
+    ("lexical", "lexical"),
+    ("fused", "hybrid"),
+    ("rerank", "hybrid"),
+)
+
+
+class Library:
+    """The documents of one index folder; safe to use from many threads.
+
+    Raises IndexMissing or IndexCorrupt when `folder` holds no usable index.
+    """
+
+    def __init__(
+        self, folder: Path, *, retrieval: RetrievalConfig | None = None, limits: UploadLimits = UploadLimits()
+    ) -> None:
+        from rag.index import Index
+        from rag.retrieve import RetrievalConfig
+
+        self.folder = folder
+        self.uploads = folder.with_name(folder.name + ".uploads")
+        self.limits = limits
+        self.retrieval = retrieval or RetrievalConfig()
+        self.index = Index.open(folder)
+        self.name = folder.resolve().name
+        self.encoder_name = self.index.manifest.encoder
+        self.retriever: Retriever | None = None
+        self._reranker: Reranker | None = None
+        self._writing = threading.Lock()
+
+    @property
+    def reranks(self) -> bool:
+        """Whether a reranker has the last word."""
+        return self._reranker is not None or self.retrieval.reranker is not None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the encoder is there, so that documents can be added and searched by meaning."""
+        return self.retriever is not None
+
+    def attach(self, encoder: Encoder, reranker: Reranker | None = None) -> None:
+        """Make the library searchable. Raises EncoderMismatch when the index was made with another encoder."""
+        from rag.index import Index
+        from rag.retrieve import Retriever
+
+        self.index = Index.open(self.folder, encoder)
+        self._reranker = reranker
+        self.retriever = Retriever(self.index, self.retrieval, reranker=reranker)
+
+    # ------------------------------------------------------------------ reading
+
+    def counts(self) -> tuple[int, int]:
+        """Documents and chunks of the current generation."""
+        self.index.refresh()  # another process may have committed
+        return len(self.index.sources), len(self.index.chunks)
+
+    def documents(self, containing: str = "") -> list[DocumentRow]:
+        """What is indexed, by name; only names or titles with `containing` in them when it is given."""
+        wanted = containing.strip().casefold()
+        self.index.refresh()
+        rows = [DocumentRow(s.source, s.title, s.pages, s.chunks, _uploaded(s.source)) for s in self.index.sources]
+        found = [r for r in rows if not wanted or wanted in r.source.casefold() or wanted in r.title.casefold()]
+        return sorted(found, key=lambda r: (not r.uploaded, r.source))
+
+    def examples(self, n: int = 3) -> list[str]:
+        """Questions to begin with, about headings of documents that stand far apart; fewer where there are no headings."""
+        chunks = self.index.chunks
+        titles = {s.source: s.title or s.source for s in self.index.sources}
+        topics: dict[str, str] = {}
+        for row in range(0, len(chunks), max(1, len(chunks) // 300)):  # a sample: a table may have a million rows
+            chunk = chunks[row]
+            if len(chunk.headings) > 1 and len(chunk.headings[-1]) <= 50 and len(titles.get(chunk.source, "")) <= 60:
+                topics[chunk.source] = chunk.headings[-1].strip()
+        found = list(topics.items())
+        step = max(1, len(found) // max(1, n))
+        return [f"What does “{titles[source]}” say about “{topic}”?" for source, topic in found[step // 2 :: step][:n]]
+
+    def open(self, source: str, start: int, end: int) -> OpenDocument:
+        """The text of a document around [start, end). Raises UsageError when it is no longer indexed."""
+        if source not in self._present():
+            raise UsageError(f"“{source}” is not in the index any more: it was deleted or renamed.")
+        text = self.index.text(source)
+        start, end = max(0, min(start, len(text))), max(0, min(end, len(text)))
+        begin = max(0, min(start - SHOWN_CHARACTERS // 2, len(text) - SHOWN_CHARACTERS))
+        return OpenDocument(source, text[begin : begin + SHOWN_CHARACTERS], begin, start, max(start, end), len(text))
+
+    def search(self, query: str, k: int = 5) -> tuple[SearchColumn, ...]:
+        """What each stage of retrieval finds for `query`, without a chat model. Raises UsageError for an unusable query."""
+        from rag.retrieve import Retriever
+
+        query = query.strip()
+        if not query:
+            raise UsageError("Type words to search for.")
+        if len(query) > MAX_QUERY:
+            raise UsageError(f"The search has {len(query):,} characters; at most {MAX_QUERY:,} are taken. Shorten it.")
+        columns: list[SearchColumn] = []
+        for stage, mode in _STAGES:
+            if stage == "rerank" and not self.reranks:
+                columns.append(
+                    SearchColumn("rerank", note="No reranker is in use: start with `--reranker NAME` to have one.")
+                )
+            elif stage != "lexical" and not self.ready:
+                columns.append(SearchColumn(stage, note="The encoder is still loading."))
+            else:
+                config = replace(
+                    self.retrieval, mode=mode, reranker=self.retrieval.reranker if stage == "rerank" else None
+                )
+                retriever = Retriever(self.index, config, reranker=self._reranker if stage == "rerank" else None)
+                columns.append(SearchColumn(stage, tuple(retriever.search(query, k))))
+        return tuple(columns)
+
+    # ----------------------------------------------------------------- changing
+
+    def upload(self, files: Sequence[tuple[Path, str]]) -> Iterator[tuple[Upload, ...]]:
+        """Index files given as (path, name the person gave it); yields all verdicts so far after every change of one.
+
+        A file that cannot be used is reported and never stops the others. A file of a name that was uploaded before
+        replaces it. Each file is committed by itself, so that leaving early keeps what was finished.
+        """
+        items, paths = self._admit(files)
+        yield tuple(items)
+        for i, path in enumerate(paths):
+            if path is None:
+                continue
+            items[i] = replace(items[i], status="working", note="reading and embedding…")
+            yield tuple(items)
+            items[i] = self._index_one(path, items[i])
+            yield tuple(items)
+        if any(item.status == "indexed" for item in items):
+            present = self._present()
+            for i, item in enumerate(items):  # a file is indexed only when it can be read back
+                if item.status == "indexed" and item.source not in present:
+                    items[i] = replace(item, status="failed", note="It was indexed, but is not in the index now.")
+        yield tuple(items)
+
+    def _admit(self, files: Sequence[tuple[Path, str]]) -> tuple[list[Upload], list[Path | None]]:
+        """A row for each file, and the path of those that may be tried."""
+        from rag.load import SUFFIXES
+
+        items: list[Upload] = []
+        paths: list[Path | None] = []
+        total, taken = 0, set()
+        for path, given in files:
+            name = safe_name(given)
+            size = path.stat().st_size
+            total += size
+            why = refusal(name, size, SUFFIXES, self.limits)
+            if not why and name.casefold() in taken:
+                why = "Another file of this upload has the same name; rename one of them."
+            if not why and len(items) >= self.limits.files:
+                why = f"At most {self.limits.files} files are taken at once; upload the rest afterwards."
+            if not why and total > self.limits.batch_bytes:
+                why = f"This upload has more than {megabytes(self.limits.batch_bytes)} in all; upload the rest afterwards."
+            taken.add(name.casefold())
+            items.append(Upload(given or name, PREFIX + name, "failed" if why else "queued", why))
+            paths.append(None if why else path)
+        return items, paths
+
+    def _index_one(self, path: Path, item: Upload) -> Upload:
+        """The verdict on one file, after its commit. The kept copy appears only when the file was indexed."""
+        name = item.source.removeprefix(PREFIX)
+        try:
+            with self._writing:
+                return self._commit(path, name, item)
+        except RagtuneError as error:
+            return replace(item, status="failed", note=str(error))
+        except OSError as error:
+            return replace(item, status="failed", note=f"It could not be stored: {error.strerror or error}.")
+
+    def _commit(self, path: Path, name: str, item: Upload) -> Upload:
+        from rag.load import SourceFile
+
+        incoming = keep(path, self.uploads / ".incoming", name)
+        try:
+            report = self.index.add([SourceFile(incoming, item.source)])
+            if report.failed:
+                return replace(item, status="failed", note=_as_sentence(report.failed[0].reason))
+            incoming.replace(self.uploads / name)
+        finally:
+            incoming.unlink(missing_ok=True)
+        if not report.added and not report.updated:
+            return replace(item, status="unchanged", note="The same file was indexed before.")
+        info = next((s for s in self.index.sources if s.source == item.source), None)
+        if info is None or not info.chunks:
+            return replace(item, status="failed", note="No text was found in it.")
+        pages = f"{info.pages} page{'' if info.pages == 1 else 's'}, " if info.pages else ""
+        changed = " It replaces the earlier file of this name." if report.updated else ""
+        return replace(
+            item, status="indexed", note=f"{pages}{info.chunks} chunk{'' if info.chunks == 1 else 's'}.{changed}"
+        )
+
+    def delete(self, sources: Sequence[str]) -> str:
+        """Remove documents from the index, and the kept copies of uploaded ones; says what was done.
+
+        Raises UsageError when none is named or one is not there.
+        """
+        if not sources:
+            raise UsageError("Choose the documents to delete first.")
+        with self._writing:
+            present = self._present()
+            gone = [s for s in sources if s not in present]
+            if gone:
+                raise UsageError(f"“{gone[0]}” is not in the index any more; reload the page to see what is.")
+            self.index.delete(list(sources))
+            for source in filter(_uploaded, sources):
+                (self.uploads / safe_name(source.removeprefix(PREFIX))).unlink(missing_ok=True)
+        n = len(sources)
+        return f"{n} document{' is' if n == 1 else 's are'} deleted: no answer can use {'it' if n == 1 else 'them'} any more."
+
+    def _present(self) -> set[str]:
+        self.index.refresh()
+        return {s.source for s in self.index.sources}
+
+
+def _uploaded(source: str) -> bool:
+    return source.startswith(PREFIX)
+
+
+def _as_sentence(reason: str) -> str:
+    """A loader's reason ("is encrypted; …") with its subject and its full stop."""
+    text = f"The file {reason}" if reason[:1].islower() else reason
+    return text if text.endswith((".", "!", "?")) else text + "."
