@@ -80,7 +80,7 @@ def write_generation(
         index, approximate = _approximate(reusable, matrix)
         contents["approximate.faiss"] = lambda: [index.to_bytes()]
     manifest = store.Manifest(
-        generation=(old.manifest.generation if old else 0) + 1,
+        generation=store.next_generation(folder),
         encoder=encoder.name if encoder else _known(old).manifest.encoder,
         fingerprint=fingerprint,
         dimension=dimension,
@@ -210,11 +210,10 @@ def _embed(
     pending = [k for k in new if k not in saved]
     for start in range(0, len(pending), EMBED_BLOCK):
         block = pending[start : start + EMBED_BLOCK]
-        fresh[[place[k] for k in block]] = _embed_block(
-            encoder, [wanted[k] for k in block], start, len(pending), progress
-        )
+        places = [place[k] for k in block]
+        fresh[places] = _embed_block(encoder, [wanted[k] for k in block], start, len(pending), progress)
         if len(pending) > EMBED_BLOCK:  # a short run is quicker to repeat than to journal
-            journal.append(block, fresh[[place[k] for k in block]])
+            journal.append(block, fresh[places])
     if progress:
         progress("embed", len(pending), len(pending), "")
     take = take.copy()

@@ -18,12 +18,13 @@ import numpy as np
 
 from rag import vectors
 from rag.chunk import ChunkConfig, chunk_document
-from rag.errors import EncoderMismatch, IndexError_, IndexMissing, LoadError, UsageError
+from rag.errors import EncoderMismatch, IndexCorrupt, IndexError_, IndexMissing, LoadError, UsageError
 from rag.generation import Entry, Fresh, Kept, write_generation
 from rag.load import SUFFIXES, LoadFailure, SourceFile, document_id, find_files, load_bytes, read_bytes
+from rag.lock import WriteLock
 from rag.protocols import Encoder
 from rag.snapshot import Snapshot, SourceInfo
-from rag.store import MANIFEST, Disk, Manifest, WriteLock, remove_leftovers
+from rag.store import MANIFEST, Disk, Manifest, remove_leftovers
 from rag.types import Chunk, Document
 
 StageProgress: TypeAlias = Callable[[str, int, int, str], None]
@@ -69,7 +70,8 @@ def sync(
     """Make the index in `folder` agree with these folders and files: add, update, and delete what vanished from them.
 
     Documents of roots that are not among `paths` stay. `chunk=None` keeps the settings of the index; other settings cut
-    every document anew, from the stored texts. `rebuild=True` embeds all of it again, which another encoder needs.
+    every document anew, from the stored texts. `rebuild=True` embeds all of it again, which another encoder needs; a
+    damaged index is then made anew from `paths` alone.
     A killed or interrupted run leaves the state before it, and its vectors in a journal that the next run goes on from.
 
     Raises:
@@ -84,10 +86,10 @@ def sync(
     found, failed = _find(folder, paths)
     if not found and not failed:
         raise UsageError(
-            f"Nothing to read in {', '.join(str(p) for p in paths) or 'no path'}: no file ends in {', '.join(SUFFIXES)}. "
-            "Give a folder with documents. (Nothing was changed.)"
+            f"Nothing to read in {', '.join(str(p) for p in paths) or 'no path'}: no file ends in "
+            f"{', '.join(SUFFIXES)}. Give a folder with documents. (Nothing was changed.)"
         )
-    with _writing(folder) as old:
+    with _writing(folder, ignore_damage=rebuild) as old:
         if old is not None and not rebuild:
             check_encoder(folder, old, encoder)
         settings = chunk or (ChunkConfig(**old.manifest.chunking) if old else ChunkConfig())
@@ -182,7 +184,8 @@ class Index:
 
     def lexical(self, queries: Sequence[str], k: int) -> list[vectors.Hits]:
         """For each query the best `k` (row, BM25 score above 0), best first, equal scores by row."""
-        return self.snapshot.lexical(queries, k)
+        snapshot = self.snapshot
+        return [snapshot.lexical(query, k) for query in queries]
 
     def verify(self) -> list[str]:
         """One sentence for every damage found; empty when all is well."""
@@ -241,15 +244,17 @@ def check_encoder(folder: Path, snapshot: Snapshot, encoder: Encoder) -> None:
         raise EncoderMismatch(
             f"The index {folder} was made with the encoder {m.encoder} (fingerprint {m.fingerprint[:12]}, dimension "
             f"{m.dimension}); you gave {encoder.name} (fingerprint {encoder.fingerprint[:12]}, dimension "
-            f"{encoder.dimension}). Use {m.encoder}, or index the documents again with {encoder.name} into a new folder."
+            f"{encoder.dimension}). Use {m.encoder}, or index the documents again with {encoder.name} into a new "
+            "folder."
         )
 
 
 class _writing:
     """The write lock, and within it the committed state (None where there is none yet), left-overs removed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, ignore_damage: bool = False) -> None:
         self.folder = folder
+        self.ignore_damage = ignore_damage
 
     def __enter__(self) -> Snapshot | None:
         try:
@@ -260,12 +265,18 @@ class _writing:
             raise UsageError(f"{self.folder} is a file; give a folder for the index.") from error
         except OSError as error:
             raise IndexError_(
-                f"The index folder {self.folder} cannot be written: {error.strerror or error}. Check permissions and space."
+                f"The index folder {self.folder} cannot be written: {error.strerror or error}. "
+                "Check permissions and free space."
             ) from error
         try:
             old = Snapshot.open(self.folder) if (self.folder / MANIFEST).exists() else None
             remove_leftovers(self.folder, old.manifest if old else None)
             return old
+        except IndexCorrupt:
+            if self.ignore_damage:
+                return None
+            self._lock.__exit__()
+            raise
         except BaseException:
             self._lock.__exit__()
             raise
@@ -396,10 +407,10 @@ def _read_files(
         position = old.by_source.get(source) if old else None
         try:
             data = read_bytes(file)
-            if old is not None and position is not None:
-                if old.records[position].document.id == document_id(source, data):
-                    plan.entries[source] = Kept(position, root)
-                    continue
+            was = old.records[position].document.id if old is not None and position is not None else None
+            if position is not None and was == document_id(source, data):
+                plan.entries[source] = Kept(position, root)
+                continue
             plan.entries[source] = Fresh(load_bytes(source, data), root)
         except LoadError as error:
             plan.failed.append(LoadFailure(source, str(error)))

@@ -1,4 +1,4 @@
-"""Vectors that an unfinished indexing run has already embedded, on disk, so that a killed run is resumed, not repeated."""
+"""Vectors that an unfinished indexing run has embedded so far, so that a killed run is resumed, not repeated."""
 
 from __future__ import annotations
 

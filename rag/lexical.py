@@ -4,7 +4,7 @@ Score of chunk d for query q (the "lucene" variant, Kamphuis et al. 2020, "Which
 
     sum over terms t of q:  count(t, q) · ln(1 + (N − df + 0.5) / (df + 0.5)) · tf / (tf + k1 · (1 − b + b · |d| / avg))
 
-Arrays of n chunks, v terms, z postings: `starts` int64 [v + 1], `rows` int32 [z], `counts` uint16 [z] (capped at 65,535),
+Arrays of n chunks, v terms, z postings: `starts` int64 [v + 1], `rows` int32 [z], `counts` uint16 [z] (at most 65,535),
 `lengths` int32 [n]; posting list t is starts[t]:starts[t + 1], its rows ascend. Terms are sorted by code point.
 Collection statistics enter at query time, so adding or removing chunks rewrites no score.
 """
@@ -12,7 +12,9 @@ Collection statistics enter at query time, so adding or removing chunks rewrites
 from __future__ import annotations
 
 import re
+import threading
 import unicodedata
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -33,34 +35,50 @@ _MARKS = "\u0300-\u036f\u0900-\u0963\u0966-\u0dff"
 _RUN = re.compile(f"([{_NO_SPACES}]+)|((?:(?![{_NO_SPACES}])[\\w{_MARKS}])+)")
 _ASCII_WORD = re.compile(r"[a-z0-9_]+")
 
-STOP_WORDS = frozenset(
-    "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this to "
-    "was will with".split()
-)
+# Function words of English, question words among them: they say nothing about where an answer stands.
+_STOP_WORDS = """
+    a about above after again against all am an and any are aren as at be because been before being below
+    between both but by can could couldn d did didn do does doesn doing don down during each few for from
+    further had hadn has hasn have haven having he her here hers herself him himself his how i if in into is isn
+    it its itself just ll m me more most my myself no nor not now of off on once only or other our ours
+    ourselves out over own re s same shan she should shouldn so some such t than that the their theirs them
+    themselves then there these they this those through to too under until up ve very was wasn we were weren
+    what when where which while who whom whose why will with won would wouldn you your yours yourself yourselves
+"""
+STOP_WORDS = frozenset(_STOP_WORDS.split())
+_local = threading.local()
 
 
 def tokenize(text: str) -> list[str]:
     """Words of a document or a query, in order: lower-cased, English stop words left out, CJK as overlapping bigrams.
 
     A run of n > 1 characters of a script without spaces gives its n − 1 bigrams, a single such character itself.
+    English words are stemmed.
     """
     if text.isascii():
-        return [_stem(w) for w in _ASCII_WORD.findall(text.lower()) if w not in STOP_WORDS]
+        return _stems([w for w in _ASCII_WORD.findall(text.lower()) if w not in STOP_WORDS])
     out: list[str] = []
+    words: list[str] = []
     for match in _RUN.finditer(unicodedata.normalize("NFKC", text).casefold()):
         run, word = match.group(1), match.group(2)
         if word is not None:
             if word not in STOP_WORDS:
-                out.append(_stem(word))
-        elif len(run) == 1:
-            out.append(run)
-        else:
-            out.extend(run[i : i + 2] for i in range(len(run) - 1))
-    return out
+                words.append(word)
+            continue
+        out.extend(_stems(words))
+        words.clear()
+        out.extend(run[i : i + 2] for i in range(max(1, len(run) - 1)))
+    return out + _stems(words)
 
 
-def _stem(word: str) -> str:
-    return word
+def _stems(words: list[str]) -> list[str]:
+    """Snowball's English stems ("leaves", "leaving" → "leav"); words of other languages mostly stay as they are."""
+    stemmer = getattr(_local, "stemmer", None)
+    if stemmer is None:
+        import Stemmer
+
+        stemmer = _local.stemmer = Stemmer.Stemmer("english")  # one for each thread: it keeps a cache
+    return stemmer.stemWords(words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,60 +95,63 @@ class Postings:
 def build_postings(texts: Iterable[str]) -> Postings:
     """Postings of the texts, in their order."""
     ids: dict[str, int] = {}
-    term_parts: list[int] = []
-    counts: list[int] = []
-    sizes: list[int] = []
-    lengths: list[int] = []
+    # compact arrays, because a list of Python numbers costs ten times the memory
+    of_text, counts, sizes, lengths = array("i"), array("H"), array("i"), array("i")
     for text in texts:
         words = Counter(tokenize(text))
         lengths.append(words.total())
         sizes.append(len(words))
-        for word, count in words.items():
-            term_parts.append(ids.setdefault(word, len(ids)))
-            counts.append(min(count, 65_535))
+        of_text.extend([ids.setdefault(word, len(ids)) for word in words])
+        counts.extend([min(count, 65_535) for count in words.values()])
     terms = sorted(ids)
     rank = np.empty(len(terms), np.int64)
     rank[[ids[t] for t in terms]] = np.arange(len(terms))
-    of_term = rank[np.asarray(term_parts, np.int64)] if term_parts else np.zeros(0, np.int64)
-    rows = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-    return _sorted(terms, of_term, rows, np.asarray(counts, np.uint16), np.asarray(lengths, np.int32))
+    of_term = rank[np.asarray(of_text, np.int64)]
+    rows = np.repeat(np.arange(len(sizes), dtype=np.int32), np.asarray(sizes, np.int64))
+    order = np.argsort(of_term, kind="stable")  # rows ascend already
+    return Postings(
+        terms,
+        _starts(of_term, len(terms)),
+        rows[order],
+        np.asarray(counts, np.uint16)[order],
+        np.asarray(lengths, np.int32),
+    )
 
 
-def _sorted(
-    terms: list[str], of_term: np.ndarray, rows: np.ndarray, counts: np.ndarray, lengths: np.ndarray
-) -> Postings:
-    order = np.lexsort((rows, of_term))
-    starts = np.zeros(len(terms) + 1, np.int64)
-    np.cumsum(np.bincount(of_term, minlength=len(terms)), out=starts[1:])
-    return Postings(terms, starts, rows[order].astype(np.int32), counts[order], lengths)
+def _starts(of_term: np.ndarray, terms: int) -> np.ndarray:
+    starts = np.zeros(terms + 1, np.int64)
+    np.cumsum(np.bincount(of_term, minlength=terms), out=starts[1:])
+    return starts
 
 
 def merge_postings(old: Postings, old_rows: np.ndarray, new: Postings, new_rows: np.ndarray) -> Postings:
-    """Both sets in one numbering: `old_rows[i]` is the new row of old chunk i, −1 where it is gone; `new_rows` likewise.
+    """Both sets in one numbering: `old_rows[i]` is the new row of old chunk i, −1 where it is gone; `new_rows` alike.
 
-    Terms that no chunk holds any more disappear, so a deleted document leaves no word behind.
+    The rows that stay must ascend in both. Terms that no chunk holds any more disappear, so that a deleted document
+    leaves no word behind.
     """
-    terms: dict[str, int] = {t: i for i, t in enumerate(old.terms)}
-    fresh = np.asarray([terms.setdefault(t, len(terms)) for t in new.terms], np.int64)
-    of_term = np.concatenate(
-        [np.repeat(np.arange(len(old.terms)), np.diff(old.starts)), np.repeat(fresh, np.diff(new.starts))]
-    ).astype(np.int64)
-    kept = old_rows[old.rows] if len(old.rows) else np.zeros(0, np.int64)
-    added = new_rows[new.rows] if len(new.rows) else np.zeros(0, np.int64)
-    rows = np.concatenate([kept, added])
-    counts = np.concatenate([old.counts, new.counts])
-    alive = rows >= 0
-    of_term, rows, counts = of_term[alive], rows[alive], counts[alive]
-    used = np.bincount(of_term, minlength=len(terms)) > 0
-    names = [t for t, u in zip(terms, used.tolist(), strict=True) if u]
-    order = sorted(range(len(names)), key=names.__getitem__)
-    rank = np.full(len(terms), -1, np.int64)
-    rank[np.flatnonzero(used)[order]] = np.arange(len(order))
-    total = int((old_rows >= 0).sum() + (new_rows >= 0).sum())
+    alive = (old_rows[old.rows] >= 0) if len(old.rows) else np.zeros(0, bool)
+    old_term = np.repeat(np.arange(len(old.terms)), np.diff(old.starts))[alive]
+    used = np.bincount(old_term, minlength=len(old.terms)) > 0
+    old_names = [t for t, u in zip(old.terms, used.tolist(), strict=True) if u]
+    terms = sorted({*old_names, *new.terms})
+    rank = {t: i for i, t in enumerate(terms)}
+    of_old = np.full(len(old.terms), -1, np.int64)
+    of_old[used] = [rank[t] for t in old_names]
+    of_new = np.asarray([rank[t] for t in new.terms], np.int64)
+    total = int((old_rows >= 0).sum() + len(new_rows))
+    # One number that sorts like (term, row): both sides ascend in it, so new postings are slotted in, not sorted in.
+    old_keys = of_old[old_term] * total + old_rows[old.rows[alive]]
+    new_term = np.repeat(of_new, np.diff(new.starts))
+    new_keys = new_term * total + new_rows[new.rows] if len(new.rows) else np.zeros(0, np.int64)
+    at = np.searchsorted(old_keys, new_keys)
+    keys = np.insert(old_keys, at, new_keys)
+    of_term, rows = np.divmod(keys, max(total, 1))
     lengths = np.zeros(total, np.int32)
     lengths[old_rows[old_rows >= 0]] = old.lengths[old_rows >= 0]
-    lengths[new_rows[new_rows >= 0]] = new.lengths[new_rows >= 0]
-    return _sorted([names[i] for i in order], rank[of_term], rows.astype(np.int32), counts, lengths)
+    lengths[new_rows] = new.lengths
+    counts = np.insert(old.counts[alive], at, new.counts)
+    return Postings(terms, _starts(of_term, len(terms)), rows.astype(np.int32), counts, lengths)
 
 
 class Bm25:
@@ -145,8 +166,8 @@ class Bm25:
         self._idf = np.log1p((n - df + 0.5) / (df + 0.5)).astype(np.float32)
         self._term = {t: i for i, t in enumerate(postings.terms)}
 
-    def search(self, query: str, k: int) -> list[tuple[int, float]]:
-        """The best `k` (row, score) with score > 0, best first; equal scores by row."""
+    def scores(self, query: str) -> np.ndarray:
+        """The score of every chunk, float32 [n]; 0 where no word of the query stands in it."""
         p = self.postings
         scores = np.zeros(len(p.lengths), np.float32)
         for word, weight in Counter(tokenize(query)).items():
@@ -154,8 +175,13 @@ class Bm25:
             if term is not None:
                 span = slice(p.starts[term], p.starts[term + 1])
                 rows, tf = p.rows[span], p.counts[span]
-                scores[rows] += (weight * self._idf[term]) * tf / (tf + self._norm[rows])
-        return top(scores, k)
+                with np.errstate(divide="ignore", invalid="ignore"):  # damaged lengths must not raise here
+                    scores[rows] += (weight * self._idf[term]) * tf / (tf + self._norm[rows])
+        return scores
+
+    def search(self, query: str, k: int) -> list[tuple[int, float]]:
+        """The best `k` (row, score) with score > 0, best first; equal scores by row."""
+        return top(self.scores(query), k)
 
 
 def top(scores: np.ndarray, k: int) -> list[tuple[int, float]]:

@@ -77,14 +77,25 @@ class Retriever:
         return self._search(self.index.snapshot, queries, k or self.config.k)
 
     def _search(self, snapshot: Snapshot, queries: Sequence[str], k: int) -> list[list[Passage]]:
-        config = self.config
-        pool = max(config.candidates, k)
-        none: list[Hits] = [[] for _ in queries]
-        dense = snapshot.dense(self.index.embed_queries(queries), pool) if config.mode != "lexical" else none
-        lexical = snapshot.lexical(queries, pool) if config.mode != "dense" else none
-        return [self._passages(snapshot, *each, k=k) for each in zip(queries, dense, lexical, strict=True)]
+        pool = max(self.config.candidates, k)
+        if self.config.mode == "lexical":
+            return [self._passages(snapshot, q, [], snapshot.lexical(q, pool), k) for q in queries]
+        vectors = self.index.embed_queries(queries)
+        dense = snapshot.dense(vectors, pool)
+        if self.config.mode == "dense":
+            return [self._passages(snapshot, q, hits, [], k) for q, hits in zip(queries, dense, strict=True)]
+        out = []
+        for query, vector, near in zip(queries, vectors, dense, strict=True):
+            lexical, scores = snapshot.lexical_scores(query, pool)
+            if self.config.fusion == "minmax":
+                # what one half did not propose is scored by it, too: a missing score says "not in the top", not "zero"
+                rows = sorted({row for row, _ in near} | {row for row, _ in lexical})
+                near = list(zip(rows, (snapshot.vectors[rows] @ vector).tolist(), strict=True))
+                lexical = list(zip(rows, scores[rows].tolist(), strict=True))
+            out.append(self._passages(snapshot, query, near, lexical, k))
+        return out
 
-    def _passages(self, snapshot: Snapshot, query: str, dense: Hits, lexical: Hits, *, k: int) -> list[Passage]:
+    def _passages(self, snapshot: Snapshot, query: str, dense: Hits, lexical: Hits, k: int) -> list[Passage]:
         by_dense, by_lexical = dict(dense), dict(lexical)
         fused: dict[int, float] = {}
         if self.config.mode == "hybrid":
@@ -126,19 +137,23 @@ class Retriever:
 def fuse(halves: Sequence[Hits], fusion: Fusion) -> Hits:
     """One ranking of several, best first, equal scores by row.
 
-    "minmax": mean over the halves of (s − min) / (max − min), 0 where a half does not hold the row, 1 where a half is
-    all ties. "rrf": sum over the halves of 1 / (60 + rank), rank from 1.
+    "minmax": mean over the halves of (s − min) / (max − min), 0 where a half does not hold the row. (A half of
+    ties only counts 1 for each row, or 0 when it found nothing.) "rrf": sum over the halves of 1 / (60 + rank), rank
+    from 1.
     """
     total: dict[int, float] = {}
     for hits in halves:
         if not hits:
             continue
-        high, low = hits[0][1], hits[-1][1]
-        for rank, (row, score) in enumerate(hits, 1):
+        values = [score for _, score in hits]
+        high, low = max(values), min(values)
+        ranked = sorted(hits, key=lambda hit: (-hit[1], hit[0])) if fusion == "rrf" else hits
+        for rank, (row, score) in enumerate(ranked, 1):
             if fusion == "rrf":
                 part = 1 / (RRF_K + rank)
             else:
-                part = ((score - low) / (high - low) if high > low else 1.0) / len(halves)
+                scaled = (score - low) / (high - low) if high > low else float(high > 0)
+                part = scaled / len(halves)
             total[row] = total.get(row, 0.0) + part
     return sorted(total.items(), key=lambda hit: (-hit[1], hit[0]))
 
@@ -148,8 +163,8 @@ def freeze(
 ) -> list[list[Passage]]:
     """The passages of each question, from `folder`/retrievals.jsonl where they stand there already, else searched now.
 
-    Keyed by hash(content of the generation, retrieval config, k, question), so that every arm of an experiment and every
-    training row sees identical retrievals, and none from another index. The file is replaced in one step.
+    Keyed by hash(content of the generation, retrieval config, k, question), so that every arm of an experiment and
+    every training row sees identical retrievals, and none from another index. The file is replaced in one step.
     """
     path = Path(folder) / "retrievals.jsonl"
     retriever.index.refresh()

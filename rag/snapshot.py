@@ -20,8 +20,8 @@ from typing import Any, overload
 import numpy as np
 
 from rag import store, vectors
-from rag.errors import IndexCorrupt, UsageError
-from rag.lexical import Bm25, Postings, terms_from
+from rag.errors import IndexCorrupt, IndexError_, UsageError
+from rag.lexical import Bm25, Postings, terms_from, top
 from rag.types import Chunk, Document, Heading, content_hash
 
 CHUNK = np.dtype(
@@ -140,19 +140,16 @@ class Snapshot:
     @classmethod
     def open(cls, folder: Path) -> Snapshot:
         """The committed generation of `folder`; tries again when a writer swaps it in the meantime."""
-        for attempt in range(_ATTEMPTS):
+        for _ in range(_ATTEMPTS):
             manifest = store.read_manifest(folder)
             try:
                 return cls(folder, manifest)
             except (FileNotFoundError, IndexCorrupt) as error:
-                if attempt + 1 < _ATTEMPTS and store.read_manifest(folder).generation != manifest.generation:
-                    continue
-                if isinstance(error, IndexCorrupt):
-                    raise
-                raise IndexCorrupt(
-                    f"{error.filename} is missing, but the manifest names it. Restore it or index the documents again."
-                ) from error
-        raise AssertionError("unreachable")
+                if store.read_manifest(folder).generation == manifest.generation:
+                    # one damage shows in several places: the checksums say which file it is
+                    found = store.damaged_files(folder, manifest) or [str(error)]
+                    raise IndexCorrupt(" ".join(found)) from error
+        raise IndexError_(f"The index {folder} changed {_ATTEMPTS} times while it was opened. Try again.")
 
     def _file(self, stem: str) -> Path:
         return store.file_of(self.folder, self.manifest, stem)
@@ -286,12 +283,17 @@ class Snapshot:
             return self.approximate.search(self.vectors, queries, k)
         return vectors.exact(self.vectors, queries, k)
 
-    def lexical(self, queries: Sequence[str], k: int) -> list[vectors.Hits]:
-        """For each query the best `k` (row, BM25 score above 0), best first, equal scores by row."""
+    def lexical(self, query: str, k: int) -> vectors.Hits:
+        """The best `k` (row, BM25 score above 0), best first, equal scores by row."""
+        return self.lexical_scores(query, k)[0]
+
+    def lexical_scores(self, query: str, k: int) -> tuple[vectors.Hits, np.ndarray]:
+        """As `lexical`, and the scores of all chunks, float32 [n]."""
         try:
-            return [self._bm25.search(query, k) for query in queries]
+            scores = self._bm25.scores(query)
         except IndexError as error:  # a row beyond the table
             raise self._damaged("lexicalrows", error) from error
+        return top(scores, k), scores
 
     def verify(self) -> list[str]:
         """One sentence for every damage found: all checksums, then that the parts belong together."""

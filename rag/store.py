@@ -1,14 +1,14 @@
 """Files of an index on disk: one manifest names one generation of immutable files, and is swapped by a rename.
 
-    INDEX/manifest.json         format, generation, encoder, counts; size and sha256 of every file below; its own checksum
+    INDEX/manifest.json         format, generation, encoder, counts; size, sha256 of every file below; its own checksum
     INDEX/NAME-GENERATION.EXT   the files of that generation: written aside, flushed, never changed afterwards
     INDEX/journal.bin           vectors embedded so far by an unfinished run (removed by the commit that uses them)
     INDEX/lock                  pid, host and time of the writer, while one writes
 
 A commit writes all files of the next generation, flushes them and the folder, renames the manifest over the old one,
-flushes the folder again, and only then removes the files of the old generation. So a process killed anywhere, a full disk
-or a short write leaves the old or the new generation, and what deleted documents said is gone from the folder with the
-commit that deleted them. Files that no manifest names are left-overs of such a death; the next writer removes them.
+flushes the folder again, and only then removes the files of the old generation. So a process killed anywhere, a full
+disk or a short write leaves the old or the new generation, and what deleted documents said is gone from the folder with
+the commit that deleted them. Files that no manifest names are left-overs of such a death; the next writer removes them.
 
 Covered: torn, truncated and bit-flipped files are found and named (sizes at every open, sha256 in `verify`).
 Not covered: somebody who rewrites the files *and* the checksums; traces of removed files on the medium itself.
@@ -22,7 +22,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -31,12 +30,11 @@ from typing import Any
 
 import numpy as np
 
-from rag.errors import IndexCorrupt, IndexError_, IndexLocked, IndexMissing
+from rag.errors import IndexCorrupt, IndexError_, IndexMissing
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 JOURNAL = "journal.bin"
-LOCK = "lock"
 _OURS = re.compile(r"^[a-z]+-\d+\.(npy|jsonl|bin|txt|faiss)$|^manifest\.json\.tmp$|^journal\.bin\.tmp$")
 _MANIFEST_LIMIT = 64 * 2**20
 
@@ -167,6 +165,12 @@ def read_manifest(folder: Path) -> Manifest:
     return _parse_manifest(path, raw)
 
 
+def next_generation(folder: Path) -> int:
+    """A number above that of every file of a generation in `folder`, committed or left over."""
+    numbers = [re.search(r"-(\d+)\.", path.name) for path in folder.iterdir() if _OURS.match(path.name)]
+    return 1 + max((int(n.group(1)) for n in numbers if n), default=0)
+
+
 def file_of(folder: Path, manifest: Manifest, stem: str) -> Path:
     """The path of one file of the generation, after a check that it is a plain file of the recorded size."""
     if stem not in manifest.files:
@@ -241,72 +245,6 @@ class _Bytes:
 
     def close(self) -> None:
         self.data = bytearray(self.data)
-
-
-class WriteLock:
-    """At most one writer for a folder; the lock dies with its process, so a stale one never blocks.
-
-    IndexLocked, naming pid, host and start of the other writer, after at most half a second.
-    """
-
-    def __init__(self, folder: Path, *, patience: float = 0.5) -> None:
-        self.path = folder / LOCK
-        self.patience = patience
-        self._handle: int | None = None
-
-    def __enter__(self) -> WriteLock:
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        deadline = time.monotonic() + self.patience
-        while not _try_lock(handle):
-            if time.monotonic() >= deadline:
-                holder = os.pread(handle, 4096, 0).decode("utf-8", "replace")
-                os.close(handle)
-                raise IndexLocked(_locked_sentence(self.path.parent, holder))
-            time.sleep(0.02)
-        try:
-            os.ftruncate(handle, 0)
-            holder = {"pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
-            os.pwrite(handle, json.dumps(holder).encode(), 0)
-        except OSError:
-            os.close(handle)
-            raise
-        self._handle = handle
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._handle is not None:
-            with contextlib.suppress(OSError):  # a full disk must not hide the error that is on its way out
-                os.ftruncate(self._handle, 0)
-            os.close(self._handle)
-            self._handle = None
-
-
-def _try_lock(handle: int) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        try:
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-            return True
-        except OSError:
-            return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
-
-
-def _locked_sentence(folder: Path, holder: str) -> str:
-    try:
-        data = json.loads(holder)
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(data["time"]))
-        who = f"process {data['pid']} on {data['host']} since {when}"
-    except (ValueError, KeyError, TypeError):
-        who = "another process"
-    return f"The index {folder} is being written by {who}. Wait until it ends, or stop it, and try again."
 
 
 Blocks = Callable[[], Iterable[bytes | memoryview]]

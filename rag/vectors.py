@@ -24,7 +24,7 @@ Hits = list[tuple[int, float]]
 
 
 def check_vectors(vectors: np.ndarray, count: int, dimension: int, encoder: str, name: Callable[[int], str]) -> None:
-    """NumericalError unless `vectors` is [count, dimension], finite, and every row has a length; `name(i)` names row i."""
+    """NumericalError unless `vectors` is [count, dimension], finite, and no row is zero; `name(i)` names row i."""
     if vectors.shape != (count, dimension):
         raise NumericalError(
             f"The encoder {encoder} returned an array of shape {vectors.shape} for {count} texts; expected "
