@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from rag.cite import cite
 from rag.errors import ConfigError, UsageError
@@ -30,24 +30,23 @@ class AnswerConfig:
     """How answers are made; saved with every evaluation and decision.
 
     k: passages shown to the model. context_tokens: most tokens of passages in a prompt. max_new_tokens: longest answer.
-    style: "short" asks for a few words copied from the passages (small models), "cited" for sentences with markers.
+    style: see `rag.prompt.Style`; where it is "examples", arms with an adapter use "short", as they were trained.
     decoding: "copy" restricts answers over passages to their own words, "free" does not.
     """
 
     k: int = 3
     context_tokens: int = 1024
     max_new_tokens: int = 48
-    style: Style = "short"
+    style: Style = "examples"
     decoding: Literal["copy", "free"] = "free"
 
     def __post_init__(self) -> None:
         for name in ("k", "context_tokens", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.style not in ("short", "cited"):
-            raise ConfigError(f'style is "{self.style}"; it must be "short" or "cited".')
-        if self.decoding not in ("copy", "free"):
-            raise ConfigError(f'decoding is "{self.decoding}"; it must be "copy" or "free".')
+        for name, kind in (("style", Style), ("decoding", Literal["copy", "free"])):
+            if getattr(self, name) not in get_args(kind):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; give one of {', '.join(get_args(kind))}.")
 
 
 def check_question(question: str) -> str:
@@ -163,14 +162,20 @@ class Answerer:
             count_tokens=self.generator.count_tokens,
             budget=self.config.context_tokens,
             history=history,
-            style=self.config.style,
+            style=self.style(arm),
             closed_book=arm in CLOSED_BOOK,
         )
+
+    def style(self, arm: str) -> Style:
+        """The prompt style of an arm: a model that was tuned on the task needs no worked examples."""
+        return "short" if self.config.style == "examples" and arm in self.adapters else self.config.style
 
     def check_arm(self, arm: str) -> None:
         """UsageError, naming what is available, for an arm that is unknown or has no adapter here."""
         if arm not in ARMS and arm not in self.adapters:
-            raise UsageError(f'There is no arm "{arm}". Choose one of: {", ".join(dict.fromkeys([*ARMS, *self.adapters]))}.')
+            raise UsageError(
+                f'There is no arm "{arm}". Choose one of: {", ".join(dict.fromkeys([*ARMS, *self.adapters]))}.'
+            )
         if arm.startswith("tuned") and arm not in self.adapters:
             raise UsageError(
                 f'The arm "{arm}" needs a tuned adapter, and none is registered. Run `ragtune decide` (it trains and registers '
@@ -179,12 +184,14 @@ class Answerer:
 
     def _retriever(self) -> Retriever:
         if self.retriever is None:
-            raise UsageError("This arm answers from documents, and no index was given. Index a folder with `ragtune index`.")
+            raise UsageError(
+                "This arm answers from documents, and no index was given. Index a folder with `ragtune index`."
+            )
         return self.retriever
 
     def _decoding(self, rendered: Rendered, arm: str) -> Decoding:
         config = self.config
-        stop = ("\n",) if config.style == "short" else ()
+        stop = () if config.style == "cited" else ("\n",)
         if config.decoding == "copy" and arm not in CLOSED_BOOK and rendered.shown:
             return Decoding(
                 config.max_new_tokens,

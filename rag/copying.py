@@ -68,8 +68,9 @@ class SpanTokens:
             self._words.update(zip(new, ids, strict=True))
         return [self._words[piece] for piece in pieces]
 
-    def table(self, text: str) -> CopyTable:
-        """The spans of a text. Needs a fast tokenizer (character offsets)."""
+    def table(self, text: str, lead: str = "") -> CopyTable:
+        """The spans of a text. Needs a fast tokenizer (character offsets). `lead` is what stands before the output: a
+        space where the prompt ends in the middle of a line."""
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
         units = word_units(text)
@@ -84,10 +85,17 @@ class SpanTokens:
         is_end = np.array([e in ends for e in token_ends.tolist()], dtype=bool) & (following >= token_ends)
         running_end = np.where(is_end & (running >= 0), token_ends, -1)
         starts = [s for s, _ in units if text[s] not in _NO_START and not any(b <= s < e for b, e in banned)]
-        return self._spans(text, starts, offsets, running, running_end, token_ends)
+        return self._spans(text, starts, offsets, running, running_end, token_ends, lead)
 
     def _spans(
-        self, text: str, starts: list[int], offsets: Any, running: np.ndarray, running_end: np.ndarray, ends: np.ndarray
+        self,
+        text: str,
+        starts: list[int],
+        offsets: Any,
+        running: np.ndarray,
+        running_end: np.ndarray,
+        ends: np.ndarray,
+        lead: str,
     ) -> CopyTable:
         # The first token that reaches beyond the start, and from there the first token behind which a span may end:
         # everything up to it is tokenised anew, because inside the text it begins with a space.
@@ -98,7 +106,7 @@ class SpanTokens:
         for start, token, place in zip(starts, covering.tolist(), at.tolist(), strict=True):
             if place < len(end_tokens) and running[token : end_tokens[place] + 1].min() >= 0:
                 rows.append((start, int(end_tokens[place])))
-        pieces = self.encode([text[start : running_end[last]] for start, last in rows])
+        pieces = self.encode([lead + text[start : running_end[last]] for start, last in rows])
         rows = [row for row, piece in zip(rows, pieces, strict=True) if piece]
         pieces = [piece for piece in pieces if piece]
         table = np.full((len(rows), max(map(len, pieces), default=1)), -1, dtype=np.int64)
@@ -116,9 +124,9 @@ class SpanTokens:
             running_end,
         )
 
-    def option(self, text: str) -> CopyTable:
+    def option(self, text: str, lead: str = "") -> CopyTable:
         """A text of which only the whole may be said."""
-        (ids,) = self.encode([text])
+        (ids,) = self.encode([lead + text])
         one = np.array([len(ids)], dtype=np.int64)
         zero, none = np.zeros(1, dtype=np.int64), np.full(1, -1, dtype=np.int64)
         return CopyTable(

@@ -139,18 +139,20 @@ class LocalGenerator:
         limit = min(decoding.max_new_tokens, room)
         copying = None
         if decoding.copy_from is not None or decoding.copy_options:
-            tables = [self._table(text, whole=False) for text in decoding.copy_from or ()]
-            copying = CopyState([*tables, *(self._table(o, whole=True) for o in decoding.copy_options)], limit)
+            begun = messages[-1]["role"] == "assistant" and not messages[-1]["content"][-1:].isspace()
+            lead = " " if begun else ""
+            tables = [self._table(text, lead, whole=False) for text in decoding.copy_from or ()]
+            copying = CopyState([*tables, *(self._table(o, lead, whole=True) for o in decoding.copy_options)], limit)
         random = np.random.default_rng(decoding.seed) if decoding.temperature > 0 else None
         return Job(index, prompt, decoding, limit, TextStream(self.tokenizer), copying, random=random)
 
-    def _table(self, text: str, *, whole: bool) -> CopyTable:
-        key = f"{'whole' if whole else 'spans'}:{text}"
+    def _table(self, text: str, lead: str, *, whole: bool) -> CopyTable:
+        key = f"{'whole' if whole else 'spans'}:{lead}:{text}"
         table = self._tables.get(key)
         if table is None:
             if not self.tokenizer.is_fast and not whole:
                 raise ModelError(f"copy_from needs a fast tokenizer, which '{self.name}' does not have.")
-            table = self._spans.option(text) if whole else self._spans.table(text)
+            table = self._spans.option(text, lead) if whole else self._spans.table(text, lead)
             if len(self._tables) >= TABLES_KEPT:
                 self._tables.clear()
             self._tables[key] = table

@@ -55,13 +55,22 @@ class ChatTokens:
         return [int(token) for token in encoded["input_ids"]]
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The chat template over `messages`, ready for the assistant's turn; without a template, the contents alone."""
+        """The chat template over `messages`, ready for the assistant's turn; without a template, the contents alone.
+
+        Where the last message is the assistant's, it is the beginning of the answer, and the model continues it.
+        """
+        begun = bool(messages) and messages[-1]["role"] == "assistant"
         clean = [{**message, "content": self.harmless(message["content"])} for message in messages]
         if not self.tokenizer.chat_template:
-            return self.ids("\n\n".join(message["content"] for message in messages) + "\n\n")
+            return self.ids("\n\n".join(message["content"] for message in messages) + ("" if begun else "\n\n"))
         try:
             ids = self.tokenizer.apply_chat_template(
-                clean, add_generation_prompt=True, tokenize=True, return_dict=False, truncation=False
+                clean,
+                add_generation_prompt=not begun,
+                continue_final_message=begun,
+                tokenize=True,
+                return_dict=False,
+                truncation=False,
             )
         except Exception as error:  # templates raise jinja's own errors: a role or an order they do not know
             if type(error).__module__.split(".")[0] not in ("jinja2", "builtins"):
