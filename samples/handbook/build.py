@@ -3,8 +3,8 @@
     python samples/handbook/build.py            writes them into documents/
     python samples/handbook/build.py --check    exits 1 when a committed file differs from what its source gives
 
-`sources/<folder>/<name>.pdf.md` becomes `documents/<folder>/<name>.pdf`, and `.docx.md` becomes `.docx`. The same source
-gives the same bytes: dates and ids are fixed. Needs reportlab and python-docx.
+`sources/<folder>/<name>.pdf.md` becomes `documents/<folder>/<name>.pdf`, and `.docx.md` becomes `.docx`. The same
+source gives the same bytes: dates and ids are fixed. Needs reportlab and python-docx.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def make_pdf(text: str) -> bytes:
     from reportlab.lib.pagesizes import A4
     from reportlab.lib.styles import ParagraphStyle, getSampleStyleSheet
     from reportlab.lib.units import mm
-    from reportlab.platypus import KeepTogether, ListFlowable, Paragraph, SimpleDocTemplate, Spacer, Table, TableStyle
+    from reportlab.platypus import KeepTogether, ListFlowable, Paragraph, SimpleDocTemplate, Spacer, Table
 
     styles = getSampleStyleSheet()
     body = ParagraphStyle("body", parent=styles["BodyText"], fontSize=10.5, leading=15)
@@ -97,8 +97,12 @@ def make_pdf(text: str) -> bytes:
             story.append(Paragraph(texts[0], styles[f"Heading{min(block.level, 4)}"]))
         elif block.kind == "table":
             rows = [[Paragraph(escape(cell), body) for cell in row] for row in block.rows]
-            grid = TableStyle([("GRID", (0, 0), (-1, -1), 0.4, colors.grey), ("VALIGN", (0, 0), (-1, -1), "TOP"),
-                               ("BACKGROUND", (0, 0), (-1, 0), colors.whitesmoke)])
+            whole, head = ((0, 0), (-1, -1)), ((0, 0), (-1, 0))
+            grid = [
+                ("GRID", *whole, 0.4, colors.grey),
+                ("VALIGN", *whole, "TOP"),
+                ("BACKGROUND", *head, colors.whitesmoke),
+            ]
             story += [Table(rows, style=grid, repeatRows=1), Spacer(1, 4 * mm)]
         elif block.kind in ("list", "numbered"):
             bullet = "bullet" if block.kind == "list" else "1"
@@ -111,8 +115,8 @@ def make_pdf(text: str) -> bytes:
         canvas.drawCentredString(A4[0] / 2, 12 * mm, f"{AUTHOR} - page {document.page}")
 
     out = io.BytesIO()
-    template = SimpleDocTemplate(out, pagesize=A4, title=title, author=AUTHOR, invariant=1, leftMargin=24 * mm,
-                                 rightMargin=24 * mm, topMargin=22 * mm, bottomMargin=22 * mm)
+    margins = {f"{side}Margin": 22 * mm for side in ("left", "right", "top", "bottom")}
+    template = SimpleDocTemplate(out, pagesize=A4, title=title, author=AUTHOR, invariant=1, **margins)
     template.build(story, onFirstPage=foot, onLaterPages=foot)
     return out.getvalue()
 
