@@ -1,8 +1,8 @@
 """retrieve → prompt → generate, as a stream of events that ends in an `Answer`.
 
-An arm is a name for (passages or not, adapter or not): `base` and `tuned` answer without passages, every other arm with;
-`tuned…` arms answer through the adapter that is registered for them. The same code answers one question in a chat and
-hundreds in an evaluation, so what is measured is what is served.
+An arm is a name for (passages or not, adapter or not): `base` and `tuned` answer without passages, every other arm
+with; `tuned…` arms answer through the adapter that is registered for them. The same code answers one question in a chat
+and hundreds in an evaluation, so what is measured is what is served.
 """
 
 from __future__ import annotations
@@ -178,8 +178,8 @@ class Answerer:
             )
         if arm.startswith("tuned") and arm not in self.adapters:
             raise UsageError(
-                f'The arm "{arm}" needs a tuned adapter, and none is registered. Run `ragtune decide` (it trains and registers '
-                "adapters), or give one with --adapter."
+                f'The arm "{arm}" needs a tuned adapter, and none is registered. Run `ragtune decide` '
+                "(it trains and registers adapters), or give one with --adapter."
             )
 
     def _retriever(self) -> Retriever:

@@ -1,14 +1,15 @@
 """From a citation marker to the sentence in the source that supports it.
 
-A marker is a claim by the model; this module carries it to a span a person can open, and says how well the span supports
-the sentence. Where a model wrote no markers (small models answer in a few words) the answer is looked for in the passages
-it was given, and cited where it stands: a citation is always a place that was found, never one that was only asserted.
+A marker is a claim by the model; this module carries it to a span a person can open, and says how well the span
+supports the sentence. Where a model wrote no markers (small models answer in a few words) the answer is looked for in
+the passages it was given, and cited where it stands: a citation is a place that was found, never only asserted.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 from rapidfuzz import fuzz
 
@@ -19,8 +20,10 @@ from rag.types import Citation, Passage
 _WORD = re.compile(r"[^\W_]+", re.UNICODE)
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]")
 _STOP = frozenset(
-    "a an and are as at be by for from had has have he her his in is it its of on or she that the their they this to was were "
-    "which who will with what when where".split()
+    (
+        "a an and are as at be by for from had has have he her his in is it its of on or she that the their they this to "
+        "was were which who will with what when where"
+    ).split()  # fmt: skip
 )
 ALIGNED = 85.0
 """rapidfuzz partial ratio (0-100) from which an answer without markers counts as standing in a passage."""
@@ -44,7 +47,7 @@ def support(claim: str, quote: str) -> float:
 
 
 def find_quote(claim: str, text: str) -> tuple[int, int]:
-    """Span in `text` of the sentence (or the two neighbouring ones) that best supports `claim`; the whole text if it has one."""
+    """Span in `text` of the sentence (or of two neighbours) that best supports `claim`."""
     spans = sentences(text) or [(0, len(text))]
     at = text.lower().find(claim.lower().strip(" .。"))
     if at >= 0 and claim.strip():
@@ -52,7 +55,7 @@ def find_quote(claim: str, text: str) -> tuple[int, int]:
         inside = [s for s in spans if s[0] < end and s[1] > at]
         if inside:
             return inside[0][0], inside[-1][1]
-    pairs = [(a[0], b[1]) for a, b in zip(spans, spans[1:], strict=False)]
+    pairs = [(a[0], b[1]) for a, b in pairwise(spans)]
     best = max(spans, key=lambda s: (support(claim, text[s[0] : s[1]]), fuzz.partial_ratio(claim, text[s[0] : s[1]])))
     score = support(claim, text[best[0] : best[1]])
     for pair in pairs:
@@ -86,7 +89,9 @@ def cite(parsed: Parsed, shown: Sequence[Passage], question: str = "") -> tuple[
         return text, tuple(
             citation(number, claim, by_rank[number]) for claim, number in _claims(parsed) if number in by_rank
         )
-    found = [(p, fuzz.partial_ratio(text.lower(), p.chunk.text.lower())) for p in shown if len(text) <= len(p.chunk.text)]
+    found = [
+        (p, fuzz.partial_ratio(text.lower(), p.chunk.text.lower())) for p in shown if len(text) <= len(p.chunk.text)
+    ]
     good = [(p, ratio) for p, ratio in found if ratio >= ALIGNED]
     if not good:
         return text, ()
