@@ -82,9 +82,9 @@ def run(argv: Sequence[str], console: Console | None = None) -> int:
     parser = build_parser()
     given = vars(parser.parse_args(list(argv)))
     if given["version"]:
-        from apps.env import _version
+        from apps.env import version
 
-        print(f"ragtune {_version('ragtune') or 'from a checkout'}")
+        print(f"ragtune {version('ragtune') or 'from a checkout'}")
         return 0
     if given["command"] is None:
         parser.print_help()

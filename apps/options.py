@@ -48,6 +48,7 @@ OPTIONS: dict[str, Option] = {
     "out": Option("where to write", Path, metavar="PATH"),
     "questions": Option("questions, one JSON object a line", Path, metavar="FILE"),
     "train": Option("training questions, one JSON object a line", Path, metavar="FILE"),
+    "test": Option("held-out questions to measure before and after", Path, metavar="FILE"),
     "encoder": Option("embedding model: 'starter', a hub id or a folder", metavar="NAME"),
     "generator": Option("chat model: 'starter', a hub id, a folder, or openai:MODEL@BASE_URL", metavar="NAME"),
     "reranker": Option("cross-encoder that re-orders what was found: a hub id or a folder", metavar="NAME"),
@@ -65,11 +66,15 @@ OPTIONS: dict[str, Option] = {
     "learning_rate": Option("peak learning rate", float, metavar="RATE"),
     "minutes": Option("stop training after this many minutes", float, metavar="N"),
     "queries": Option("questions to be answered before the next training or re-indexing", count, metavar="N"),
-    "port": Option("port of the page", int, 7860, metavar="N"),
+    "gain": Option("smallest gain of F1 that is worth a dearer arm (default 0.02)", float, metavar="X"),
+    "tuned": Option("adapter of the arm tuned, instead of training it", Path, metavar="DIR"),
+    "tuned_rag": Option("adapter of the arm tuned+rag, instead of training it", Path, metavar="DIR"),
+    "port": Option("port of the page (default: the first free one from 7860)", int, metavar="N"),
     "folder": Option("where the demo keeps its work", Path, Path("demo"), metavar="DIR"),
     "rebuild": Option("embed everything again, which another encoder needs", flag=True),
     "strict": Option("fail when a file cannot be read", flag=True),
     "skip_broken": Option("use the good lines of a questions file that has broken ones", flag=True),
+    "restart": Option("discard what an unfinished run left and begin again", flag=True),
     "dry_run": Option("say what would be done and how long it takes, then stop", flag=True),
     "no_chat": Option("end with the decision instead of the page", flag=True),
 }
@@ -79,6 +84,7 @@ COMMON = {
     "quiet": Option("no progress", flag=True, short="-q"),
 }
 _MODELS = ("encoder", "generator", "seed")
+_TRAINING = ("method", "epochs", "learning_rate", "minutes", "k", "skip_broken", "restart", "dry_run")
 _INDEX = "index folder made by `ragtune index`"
 
 COMMANDS: dict[str, Command] = {
@@ -114,19 +120,7 @@ COMMANDS: dict[str, Command] = {
         "fine-tune the generator on what retrieval finds",
         "apps.jobs:tune",
         {"index": _INDEX},
-        (
-            "questions",
-            "out",
-            "recipe",
-            "method",
-            "epochs",
-            "learning_rate",
-            "minutes",
-            "k",
-            "skip_broken",
-            "dry_run",
-            *_MODELS,
-        ),
+        ("questions", "out", "test", "recipe", *_TRAINING, *_MODELS),
         ("questions", "out"),
         "Checkpoints are kept; type the same command to resume from the last one.",
     ),
@@ -139,22 +133,9 @@ COMMANDS: dict[str, Command] = {
     ),
     "decide": Command(
         "measure base, rag, tuned and tuned+rag, and choose",
-        "apps.jobs:decide",
+        "apps.deciding:decide",
         {"index": _INDEX},
-        (
-            "train",
-            "questions",
-            "out",
-            "method",
-            "epochs",
-            "learning_rate",
-            "minutes",
-            "k",
-            "queries",
-            "skip_broken",
-            "dry_run",
-            *_MODELS,
-        ),
+        ("train", "questions", "out", "tuned", "tuned_rag", "queries", "gain", *_TRAINING, *_MODELS),
         ("questions", "out"),
         "Finished steps are kept in the run folder; type the same command to go on.",
     ),
@@ -232,7 +213,8 @@ def read_config(path: Path, command: str) -> dict[str, Any]:
             f"The configuration file {path} must hold 'option: value' lines, not a {type(found).__name__}."
         )
     merged: dict[str, Any] = {}
-    section = found.get(command) if isinstance(found.get(command), dict) else {}
+    own = found.get(command)
+    section = own if isinstance(own, dict) else {}
     for key, value in [*found.items(), *section.items()]:
         name = str(key).replace("-", "_")
         if name in COMMANDS and isinstance(value, dict):

@@ -21,11 +21,10 @@ from apps.console import Console
 from rag.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
-    from rag.retrieve import Retriever
-
     from rag.answer import AnswerConfig, Answerer
     from rag.index import Index
     from rag.protocols import Encoder, Generator, Reranker
+    from rag.retrieve import Retriever
 
 FORMAT = 1
 STARTER = "starter"

@@ -139,7 +139,7 @@ def test_damaged_index_names_the_file(index: Path, cli: Cli) -> None:
 
 
 def test_second_writer_is_told_about_the_first(index: Path, corpus: Path, cli: Cli) -> None:
-    from rag.store import WriteLock
+    from rag.lock import WriteLock
 
     (corpus / "new.md").write_text("# New\n\nA new page about the lighthouse.\n")
     with WriteLock(index):

@@ -1,0 +1,205 @@
+"""The commands questions and tune, which take minutes and can be stopped and resumed, and chat, which stays."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apps import serving
+from apps.commands import read_questions
+from apps.console import Console, duration
+from apps.serving import STARTER, make_retriever, open_index
+from apps.training import Plan, estimate, forget_frozen, frozen_folder, make_rows, train_adapter
+from rag.errors import UsageError
+from rag.types import Question
+
+if TYPE_CHECKING:
+    from rag.answer import AnswerConfig
+    from rag.protocols import Generator
+    from rag.retrieve import Retriever
+    from tuning.rows import Row
+    from tuning.train import TrainReport
+
+
+def answer_config(k: int | None) -> AnswerConfig:
+    """How answers are made, with k passages where k is given."""
+    from rag.answer import AnswerConfig
+
+    return AnswerConfig(k=k) if k else AnswerConfig()
+
+
+def tune(
+    index: Path,
+    *,
+    questions: Path,
+    test: Path | None,
+    out: Path,
+    recipe: str,
+    method: str,
+    epochs: float | None,
+    learning_rate: float | None,
+    minutes: float | None,
+    k: int | None,
+    skip_broken: bool,
+    restart: bool,
+    dry_run: bool,
+    encoder: str | None,
+    generator: str | None,
+    seed: int,
+    console: Console,
+) -> int:
+    """Train an adapter on what the serving retriever finds; with `test` it is measured before and after."""
+    asked = read_questions(questions, skip_broken=skip_broken, console=console)
+    held_out = read_questions(test, skip_broken=skip_broken, console=console) if test else []
+    plan = Plan(generator or STARTER, recipe, method, epochs, learning_rate, minutes, seed, restart)
+    answer = answer_config(k)
+    retriever = make_retriever(open_index(index, encoder, console), k=answer.k)
+    console.progress("loading the generator", 0, 0, plan.base)
+    model = serving.load_generator(plan.base)
+    rows, made = make_rows(plan, asked, retriever, model, answer, frozen_folder(out), console)
+    for sentence in _overlap(asked, held_out):
+        console.say(sentence)
+    if dry_run:
+        return _dry_run(plan, rows, model, out, console)
+    arm, untuned = ("tuned+rag", "rag") if recipe == "rag" else ("tuned", "base")
+    before = _measure(model, retriever, answer, held_out, untuned, None, console)
+    del model  # training loads its own copy: a large model fits only once
+    report = train_adapter(plan, rows, out, console, index=str(index.resolve()), questions=str(questions))
+    forget_frozen(out)
+    after = None
+    if held_out:
+        after = _measure(serving.load_generator(plan.base), retriever, answer, held_out, arm, out, console)
+        _amend(out, before, after)
+    shares = made.shares()
+    payload = {
+        "adapter": str(out),
+        "rows": report.rows,
+        "tokens": report.tokens,
+        "seconds": round(report.seconds, 1),
+        "loss": list(report.loss),
+        "before": before,
+        "after": after,
+        "shares": shares,
+        "steps": report.steps,
+        "planned_steps": report.planned_steps,
+        "resumed": report.resumed,
+        "reused": report.reused,
+    }
+    console.result(payload, lambda p: _show_tune(p, report))
+    return 0
+
+
+def _dry_run(plan: Plan, rows: Sequence[Row], model: Generator, out: Path, console: Console) -> int:
+    tokens, seconds = estimate(plan, rows, model)
+    payload = {"dry_run": True, "adapter": str(out), "rows": len(rows), "tokens": tokens, "seconds": round(seconds)}
+    console.result(
+        payload,
+        lambda _: (
+            f"would train {plan.base} by {plan.method} on {len(rows)} rows, {tokens} tokens in "
+            f"{plan.config().num_train_epochs:g} epochs, about {duration(seconds)}, into {out}"
+        ),
+    )
+    return 0
+
+
+def _overlap(train: Sequence[Question], test: Sequence[Question]) -> tuple[str, ...]:
+    from agents.checks import leakage
+
+    return leakage(train, test).warnings()
+
+
+def _measure(
+    model: Any,
+    retriever: Retriever,
+    answer: AnswerConfig,
+    questions: Sequence[Question],
+    arm: str,
+    adapter: Path | None,
+    console: Console,
+) -> dict[str, Any] | None:
+    """Metrics of one arm on held-out questions; None without questions."""
+    if not questions:
+        return None
+    from rag.answer import Answerer
+    from rag.evaluate import evaluate
+
+    answerer = Answerer(model, retriever, answer, adapters={arm: str(adapter)} if adapter else {})
+    answers = answerer.answer_many(
+        [q.question for q in questions], arm=arm, progress=console.stage(f"answering ({arm})")
+    )
+    return {"arm": arm, **evaluate(answers, questions).to_dict()}
+
+
+def _amend(out: Path, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> None:
+    from tuning.record import amend_record
+
+    def means(found: Mapping[str, Any] | None) -> dict[str, float]:
+        return {name: value["mean"] for name, value in (found or {}).items() if isinstance(value, Mapping)}
+
+    amend_record(out, before=means(before), after=means(after))
+
+
+def _show_tune(payload: Mapping[str, Any], report: TrainReport) -> str:
+    loss = payload["loss"]
+    fell = f", loss {loss[0]:.2f} → {loss[-1]:.2f}" if loss else ""
+    lines = [
+        f"{payload['adapter']}: " + ("already there, nothing was done" if report.reused else
+        f"{payload['rows']} rows, {payload['tokens']} tokens in {duration(report.seconds)} "
+        f"({report.tokens_per_second:.0f} tokens/s){fell}")
+    ]  # fmt: skip
+    if payload["before"] and payload["after"]:
+        for name in ("f1", "em", "match"):
+            was, now = payload["before"][name], payload["after"][name]
+            lines.append(f"{name}: {was['mean']:.3f} → {now['mean']:.3f} (95 % {now['low']:.3f} to {now['high']:.3f})")
+    else:
+        lines.append("Give --test FILE to see what it does on questions it was not trained on.")
+    return "\n".join(lines)
+
+
+def chat(
+    index: Path,
+    *,
+    port: int | None,
+    decision: Path | None,
+    adapter: Path | None,
+    reranker: str | None,
+    encoder: str | None,
+    generator: str | None,
+    seed: int,
+    console: Console,
+    examples: Sequence[str] = (),
+) -> int:
+    """The page, until Ctrl-C. Nothing is loaded before the port is known to be free."""
+    from apps.server import choose_port, serve
+    from apps.service import Service
+    from rag.retrieve import RetrievalConfig
+
+    if adapter is not None and not adapter.is_dir():
+        raise UsageError(f"There is no adapter folder at {adapter}. Make one with `ragtune tune`.")
+    port = choose_port(port)
+    service = Service.open(
+        index,
+        generator=generator,
+        encoder=encoder,
+        decision=decision,
+        adapters={"tuned+rag": adapter} if adapter else {},
+        retrieval=RetrievalConfig(reranker=reranker),
+        examples=examples,
+    )
+
+    def ready(address: str) -> None:
+        console.result({"url": address}, lambda p: f"The page is at {p['url']} (this machine only; Ctrl-C ends it).")
+
+    serve(service, port=port, open_browser=_has_screen(), on_ready=ready)
+    console.say("The page is closed.")
+    return 0
+
+
+def _has_screen() -> bool:
+    """Whether somebody sits in front of this machine: a terminal, and a display that is not somebody else's."""
+    if not sys.stderr.isatty() or os.environ.get("SSH_CONNECTION"):
+        return False
+    return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
