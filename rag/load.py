@@ -4,9 +4,9 @@
     load_file(file)   → Document          or LoadError with a sentence for the owner of the file
 
 One file is one document. Text formats are read in this process (`rag.load_markup`, `rag.load_records`: linear time,
-bounded size); PDF, DOCX and HTML, whose parsers can be made to run or grow without end, are read in one long-lived child
-process with limits on time and memory (`rag.load_worker`). Newlines become "\n"; characters that cannot be stored (lone
-surrogates, NUL, controls) become U+FFFD and are counted in a warning. All offsets refer to that text.
+bounded size); PDF, DOCX and HTML, whose parsers can be made to run or grow without end, are read in one long-lived
+child process with limits on time and memory (`rag.load_worker`). Newlines become "\n"; characters that cannot be
+stored (lone surrogates, NUL, controls) become U+FFFD and are counted in a warning. All offsets refer to that text.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ class FoundFiles(list[SourceFile]):
 class LoadConfig:
     """Limits on what one file may cost.
 
-    `max_bytes`: size on disk. `max_characters`: extracted text (a long novel has 3 million). `seconds` and `megabytes`
-    (address space, POSIX only) bound the child process that reads PDF, DOCX and HTML; `isolate=False` reads these in
-    this process, without the two limits.
+    `max_bytes`: size on disk. `max_characters`: extracted text (a long novel has 3 million). `seconds` of processor
+    time (four times as many by the clock) and `megabytes` of address space (POSIX only) bound the child process that reads
+    PDF, DOCX and HTML; `isolate=False` reads these in this process, without the two limits.
     """
 
     max_bytes: int = 256 * 1024 * 1024
@@ -100,10 +100,11 @@ def read_bytes(file: SourceFile, config: LoadConfig = LoadConfig()) -> bytes:
         raise LoadError(
             f"the file name contains a character that no file name may have ({error}); rename it"
         ) from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise LoadError(f"is {_kind_of(status.st_mode)}, not a regular file; copy its content into a file")
     with os.fdopen(descriptor, "rb") as stream:
-        status = os.fstat(stream.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise LoadError(f"is {_kind_of(status.st_mode)}, not a regular file; copy its content into a file")
         if status.st_size > config.max_bytes:
             raise LoadError(_too_large(status.st_size, config))
         try:

@@ -68,8 +68,8 @@ def _check_archive(data: bytes) -> None:
     unpacked = sum(member.file_size for member in members)
     if len(members) > _MAX_MEMBERS or unpacked > _MAX_UNPACKED or unpacked > max(20_000_000, _MAX_RATIO * len(data)):
         raise LoadError(
-            f"unpacks to {unpacked / 1e6:,.0f} MB in {len(members):,} parts from {len(data) / 1e6:,.1f} MB, as archives do "
-            "that are made to exhaust memory; if it is genuine, split the document or take out its pictures"
+            f"unpacks to {unpacked / 1e6:,.0f} MB in {len(members):,} parts from {len(data) / 1e6:,.1f} MB, as "
+            "archives do that are made to exhaust memory; if it is genuine, split the document or take out its pictures"
         )
     if any(member.flag_bits & 1 for member in members):
         raise LoadError("is encrypted with a password; save a copy without the password")

@@ -114,8 +114,8 @@ def rst_headings(text: str) -> tuple[str, list[Heading]]:
             continue
         if not label or len(label) > len(rule) + label.count("\u3000") + sum(ord(c) > 0x2E80 for c in label):
             continue
-        if not label[0].isalnum() and len(set(label)) == 1:
-            continue  # two rules in a row
+        if label[0] in "|+" or (not label[0].isalnum() and len(set(label)) == 1):
+            continue  # the edge of a table, or two rules in a row
         over = i >= 2 and rows[i - 2][1].rstrip() == rule
         if not over and i >= 2 and rows[i - 2][1].strip():
             continue  # the last line of a paragraph or a table, not a title

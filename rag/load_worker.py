@@ -3,7 +3,7 @@
 A parser that loops, crashes or grows takes only the child with it: the file gets a `LoadError`, the next file a new
 child. The child is started by command line (`multiprocessing` would import the caller's main module again), knows no
 file names, gets the bytes through a pipe and answers in JSON; on POSIX it cannot grow beyond its address-space limit,
-write a file, or outlive its deadline by more than seconds even when its parent is gone.
+write into a file, or outlive its deadline by more than seconds even when its parent is gone.
 
     request    one JSON line {"kind", "size", "limit", "seconds"}, then `size` bytes
     reply      one JSON line {"size"}, then that many bytes of JSON: {"text", ...} or {"error"}
@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from rag.load_worker import serve; serve(int(sys.argv[2]))"
 _ADVICE = "it may be damaged: export it anew or split it"
+_WALL = 4  # seconds by the clock for each second of processor time
+_TIME_SIGNALS = tuple(-getattr(signal, name) for name in ("SIGPROF", "SIGALRM") if hasattr(signal, name))
 _lock = threading.Lock()
 _child: _Child | None = None
 
@@ -48,6 +51,7 @@ def read_isolated(kind: str, data: bytes, config: LoadConfig) -> Parsed:
         if _child is None or not _child.usable(config.megabytes):
             _drop()
             _child = _Child(config.megabytes)
+            atexit.unregister(close)  # once, however many children there were
             atexit.register(close)
         reply = _child.ask(kind, data, config)
         if reply is None:
@@ -98,7 +102,8 @@ class _Child:
     def ask(self, kind: str, data: bytes, config: LoadConfig) -> dict[str, Any] | None:
         """The reply, or None when the child died or was stopped (`late` says that it was time)."""
         assert self.process.stdin is not None and self.process.stdout is not None
-        timer = threading.Timer(config.seconds, self._stop)
+        # The child stops itself by processor time, which a busy machine does not shorten; this is for one that sleeps.
+        timer = threading.Timer(_WALL * config.seconds, self._stop)
         timer.daemon = True
         timer.start()
         try:
@@ -108,11 +113,12 @@ class _Child:
             self.process.stdin.flush()
             head = self.process.stdout.readline()
             if not head:
+                self.late |= self.process.wait(5) in _TIME_SIGNALS
                 return None
             size = json.loads(head)["size"]
             body = self.process.stdout.read(size)
             return json.loads(body) if len(body) == size else None
-        except (OSError, ValueError):  # the pipe broke: the child is gone
+        except (OSError, ValueError, subprocess.TimeoutExpired):  # the pipe broke: the child is gone
             return None
         except BaseException:  # Ctrl-C in the middle of a reply: what is left in the pipe would answer the next request
             self._stop()
@@ -142,11 +148,12 @@ class _Child:
 def serve(megabytes: int) -> None:
     """The loop of the child process: reads requests from stdin until it ends."""
     _limit_self(megabytes)
-    requests, replies = sys.stdin.buffer, sys.stdout.buffer
-    sys.stdout = sys.stderr  # nothing that a library prints may get into the replies
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
+    requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # nothing that a library prints may get into the replies
     while line := requests.readline():
         request = json.loads(line)
-        _alarm(request["seconds"] + 5)  # should the parent be gone, nobody else would stop us
+        _alarm(request["seconds"])
         data = requests.read(request["size"])
         if len(data) < request["size"]:
             return
@@ -197,7 +204,7 @@ def _limit_self(megabytes: int) -> None:
 
 
 def _alarm(seconds: float) -> None:
-    import signal
-
+    """Ends this process after so much processor time, and after more of the clock's should the parent be gone."""
     if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        signal.setitimer(signal.ITIMER_REAL, _WALL * seconds + 5 if seconds else 0)
