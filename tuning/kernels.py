@@ -33,6 +33,7 @@ class LoraLinear(torch.autograd.Function):
         scale: float,
     ) -> torch.Tensor:
         flat = x.reshape(-1, x.shape[-1])
+        ctx.formats = a.dtype, b.dtype
         a, b = a.to(x.dtype), b.to(x.dtype)
         low = flat @ a.t()
         out = F.linear(flat, w, bias)
@@ -46,8 +47,8 @@ class LoraLinear(torch.autograd.Function):
         flat, w, a, b, low = ctx.saved_tensors
         g = grads[0].reshape(-1, grads[0].shape[-1])
         gb = g @ b
-        da = (gb.t() @ flat).float().mul_(ctx.scale)
-        db = (g.t() @ low).float().mul_(ctx.scale)
+        da = (gb.t() @ flat).to(ctx.formats[0]).mul_(ctx.scale)
+        db = (g.t() @ low).to(ctx.formats[1]).mul_(ctx.scale)
         dx = None
         if ctx.needs_input_grad[0]:
             dx = g @ w
@@ -56,12 +57,16 @@ class LoraLinear(torch.autograd.Function):
         return dx, None, None, da, db, None
 
 
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 class RmsNorm(torch.autograd.Function):
     """x / rms(x) · w with a frozen w; the mean square in fp32, rounded to x's format before w, as transformers does."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor, eps: float) -> torch.Tensor:  # type: ignore[override]
-        wide = x.float()
+        wide = _wide(x)
         inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))
         ctx.save_for_backward(x, w, inverse)
         return (wide * inverse).to(x.dtype).mul_(w)
@@ -69,8 +74,8 @@ class RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, w, inverse = ctx.saved_tensors
-        gw = (grads[0] * w).float()
-        unit = x.float() * inverse
+        gw = _wide(grads[0] * w)
+        unit = _wide(x) * inverse
         along = (gw * unit).mean(-1, keepdim=True)
         return gw.sub_(unit.mul_(along)).mul_(inverse).to(x.dtype), None, None
 

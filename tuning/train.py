@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from rag.errors import ConfigError, TrainingError, UsageError
 from rag.prompt import PROMPT_VERSION
+from rag.starters import quiet
 from tuning import checkpoint
 from tuning.record import RECORD, library_versions, read_record, write_record
 from tuning.rows import Row, data_hash
@@ -160,8 +161,9 @@ def train(
     last, passed_over = checkpoint.latest(run_folder)
     if last is not None:
         _check_same(last.state.get("identity", {}), identity, run_folder)
-    trainer = _trainer(model, tokenizer, encoded, config, run_folder, identity, progress)
-    _run(trainer, last)
+    with quiet():
+        trainer = _trainer(model, tokenizer, encoded, config, run_folder, identity, progress)
+        _run(trainer, last)
     done = {
         "base": base if isinstance(base, str) else getattr(model, "name_or_path", "") or type(model).__name__,
         **identity, "config": asdict(config), "rows": len(encoded), "dropped": dropped,
@@ -326,12 +328,25 @@ def _prepare(model: Any, config: TrainConfig) -> Any:
         r=config.r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=config.target_modules if isinstance(config.target_modules, str) else list(config.target_modules),
+        target_modules=_targets(model, config),
         layers_to_transform=list(range(first, layers)) if first else None,
         use_dora=config.method == "dora",
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, lora)
+
+
+def _targets(model: Any, config: TrainConfig) -> str | list[str]:
+    """What PEFT is to adapt; the linear layers by name where only some layers are, which PEFT wants then."""
+    if isinstance(config.target_modules, tuple):
+        return list(config.target_modules)
+    if config.target_modules != "all-linear" or config.upper_layers == 1:
+        return config.target_modules
+    from torch import nn
+
+    head = model.get_output_embeddings()
+    found = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    return sorted(found)
 
 
 def _unfreeze(model: Any, first: int) -> Any:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ class AnswerTrainer(SFTTrainer):
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """One item is one optimizer step: the numbers of its rows."""
-        return torch.utils.data.DataLoader(self.steps, batch_size=None, shuffle=False)  # type: ignore[arg-type]
+        return torch.utils.data.DataLoader(self.steps, batch_size=1, shuffle=False, collate_fn=itemgetter(0))  # type: ignore[arg-type]
 
     # ------------------------------------------------------------- a step
 

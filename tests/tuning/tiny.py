@@ -7,10 +7,9 @@ from typing import Any
 
 from tuning.rows import Row
 
-WORDS = (
-    "<pad> <unk> <|im_start|> <|im_end|> system user assistant the bridge is long metres who opened it mayor when was "
-    "in of question answer not documents . ? : 420 1911 orrin vane tessa a b c d e f g h i j k l m n"
-).split()
+TEXT = """<pad> <unk> <|im_start|> <|im_end|> system user assistant the bridge is long metres who opened it mayor when
+was in of question answer not documents . ? : 420 1911 orrin vane tessa a b c d e f g h i j k l m n"""
+WORDS = TEXT.split()
 TEMPLATE = (
     "{% for m in messages %}<|im_start|> {{ m['role'] }} {{ m['content'] }} <|im_end|> {% endfor %}"
     "{% if add_generation_prompt %}<|im_start|> assistant {% endif %}"
