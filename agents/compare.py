@@ -1,4 +1,4 @@
-"""Two arms on the same questions: difference, test, cost. Pure functions; `agents.decide` draws the conclusion.
+"""Two arms on the same questions: difference, test, cost. Pure functions; `agents.rule` draws the conclusion.
 
 The scores of an arm are an array [seeds, questions]; an arm that is not trained has one seed.
 Sources: paired tests and Holm's correction as in `rag.statistics`; cost and break-even are plain arithmetic on seconds.

@@ -9,7 +9,7 @@ from agents.compare import Pairs
 from rag.statistics import Interval, detectable_difference
 
 if TYPE_CHECKING:
-    from agents.decide import ArmResult, DecideConfig, Outcome
+    from agents.rule import ArmResult, DecideConfig, Outcome
 
 METRICS = {"f1": "F1", "em": "exact match", "match": "match"}
 
@@ -55,7 +55,8 @@ def explain(
     reason = (
         f"{chosen} answers best for its cost: {metric} {mine.quality.mean:.2f} against "
         f"{arms[against].quality.mean:.2f} for {against} ({points(first.difference, config.alpha)}, "
-        f"adjusted p {p_value(first.p_adjusted)}) on {questions} questions, {price} ({against}: {seconds(arms[against].cost)}) when {config.queries:,} questions share the cost of "
+        f"adjusted p {p_value(first.p_adjusted)}) on {questions} questions, {price} ({against}: "
+        f"{seconds(arms[against].cost)}) when {config.queries:,} questions share the cost of "
         "training and indexing."
     )
     if arms[rival].quality.mean > mine.quality.mean:

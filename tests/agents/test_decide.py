@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from agents.compare import ArmCost, break_even, compare, pareto
-from agents.decide import DecideConfig, decide
+from agents.rule import DecideConfig, decide
 from rag.errors import ConfigError, UsageError
 from rag.evaluate import Evaluation, Item, summarise
 

@@ -1,0 +1,167 @@
+"""Runs the arms on the same held-out questions, from one set of frozen retrievals, and writes down what was decided.
+
+A run folder holds `retrievals/` (frozen), `rows-<arm>.jsonl` (answers and scores of each question), `latency.json`,
+`decision.json` and `report.html`. What is finished is found again by a hash of all that went into it, so that a run
+that was stopped goes on where it was. Trained arms come from a callback: this package never imports the trainers.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeAlias
+
+from agents.checks import Forgetting, GeneralSuite, leakage
+from agents.measure import Report, Settings, arm_costs, measure, time_arms
+from agents.record import write_decision
+from agents.rule import DecideConfig, Decision, decide
+from rag.answer import AnswerConfig, check_question
+from rag.errors import QuestionsError, UsageError
+from rag.evaluate import evaluate_retrieval
+from rag.index import Index
+from rag.protocols import Generator, Reranker
+from rag.retrieve import RetrievalConfig, Retriever, freeze
+from rag.types import ARMS, Question
+
+Train: TypeAlias = Callable[[str], "str | os.PathLike[str]"]
+"""train(recipe) -> adapter folder; recipe is "closed-book" or "rag". Called again on resume: it may return at once."""
+Adapters: TypeAlias = "Mapping[str, str | os.PathLike[str] | Sequence[str | os.PathLike[str]]]"
+
+RECIPES = {"tuned": "closed-book", "tuned+rag": "rag"}
+DEPTH = 20
+"""Passages frozen for each question: enough for 10 documents, as the retrieval metrics ask; the model sees the first
+k.
+"""
+
+
+def run(
+    index: Index,
+    train_questions: Sequence[Question],
+    questions: Sequence[Question],
+    out: str | os.PathLike[str],
+    *,
+    generator: Generator,
+    train: Train | None = None,
+    adapters: Adapters | None = None,
+    retrieval: RetrievalConfig = RetrievalConfig(),
+    reranker: Reranker | None = None,
+    answer: AnswerConfig = AnswerConfig(),
+    config: DecideConfig = DecideConfig(),
+    kinds: Mapping[str, str] | None = None,
+    index_seconds: float | None = None,
+    timed: int = 20,
+    allow_leaks: bool = False,
+    progress: Report | None = None,
+    resume: bool = True,
+) -> Decision:
+    """Measures base, rag, tuned, tuned+rag and the oracle bound, decides, and writes the run folder `out`.
+
+    `adapters` gives folders by arm, several for several seeds; arms without one are trained by `train`, and left out
+    with a warning when there is no `train`. `index_seconds` is what indexing took; without it the time is estimated
+    from embedding a few chunks. `timed` questions are answered one at a time by every arm in turn, for latency and
+    cost.
+
+    Raises QuestionsError when a test question stands in the training file (unless `allow_leaks`) or has no answer.
+    """
+    questions = list(questions)
+    _check_questions(questions)
+    leak = leakage(train_questions, questions)
+    if leak.same and not allow_leaks:
+        raise QuestionsError(
+            f"{leak.warnings()[0]} A model that was trained on a question says nothing about new ones: "
+            "take them out of one of the two files."
+        )
+    begin = time.perf_counter()
+    report = progress or _silent
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    retriever = Retriever(index, retrieval, reranker=reranker)
+    setup = Settings(index, questions, folder, generator, retriever, answer, config, kinds or {}, resume, report)
+    report("retrieve", 0, len(questions), "")
+    frozen = freeze(retriever, setup.asked, folder / "retrievals", max(DEPTH, answer.k))
+    report("retrieve", len(questions), len(questions), "")
+    found, warnings = _adapters(adapters or {}, train, report)
+    setup = replace(setup, frozen=frozen, adapters=found)
+    runs = {arm: list(measure(setup, arm)) for arm in _arms(setup)}
+    latency = time_arms(setup, list(runs), timed)
+    costs, missing = arm_costs(setup, runs, latency, index_seconds)
+    forgetting = _forgetting(setup)
+    report("decide", 0, 1, "")
+    decision = decide(runs, costs, config)
+    dropped = [sentence for f in forgetting if (sentence := f.warning())]
+    decision = replace(decision, warnings=(*leak.warnings(), *warnings, *missing, *decision.warnings, *dropped))
+    write_decision(
+        setup,
+        decision,
+        runs=runs,
+        costs=costs,
+        forgetting=forgetting,
+        retrieved=evaluate_retrieval(frozen, questions, resamples=config.resamples, seed=config.seed),
+        seconds=time.perf_counter() - begin,
+    )
+    report("decide", 1, 1, decision.chosen or "")
+    return decision
+
+
+def _silent(stage: str, done: int, total: int, detail: str) -> None:
+    """Progress that nobody watches."""
+
+
+def _check_questions(questions: Sequence[Question]) -> None:
+    """Before anything slow: every question can be asked and judged."""
+    if not questions:
+        raise QuestionsError("There are no test questions; give a file with at least one question and its answers.")
+    unjudged = [q.id for q in questions if not q.answers and not q.unanswerable]
+    if unjudged:
+        raise QuestionsError(
+            f'{len(unjudged)} questions have no answers ({", ".join(unjudged[:5])}): add "answers", or '
+            '"unanswerable": true where the documents do not hold one.'
+        )
+    for question in questions:
+        try:
+            check_question(question.question)
+        except UsageError as error:
+            raise QuestionsError(f"The question {question.id} cannot be asked. {error}") from error
+
+
+def _adapters(given: Adapters, train: Train | None, report: Report) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """Adapter folders of the tuned arms, trained where they lack, and a warning for each arm without."""
+    unknown = sorted(set(given) - set(RECIPES))
+    if unknown:
+        raise UsageError(f"There is no adapter for {', '.join(unknown)}; arms with adapters: {', '.join(RECIPES)}.")
+    found: dict[str, tuple[str, ...]] = {}
+    warnings = []
+    for arm, recipe in RECIPES.items():
+        named = given.get(arm)
+        if named:
+            folders = (named,) if isinstance(named, (str, os.PathLike)) else tuple(named)
+        elif train is not None:
+            report("train", 0, 1, arm)
+            folders = (train(recipe),)
+            report("train", 1, 1, arm)
+        else:
+            warnings.append(f"{arm} was not measured: no adapter was given for it.")
+            continue
+        gone = [str(folder) for folder in folders if not Path(folder).is_dir()]
+        if gone:
+            raise UsageError(f"The adapter folder {gone[0]} (arm {arm}) does not exist.")
+        found[arm] = tuple(str(Path(folder).resolve()) for folder in folders)
+    return found, warnings
+
+
+def _arms(setup: Settings) -> list[str]:
+    return [*(arm for arm in ARMS if arm not in RECIPES or arm in setup.adapters), "oracle"]
+
+
+def _forgetting(setup: Settings) -> list[Forgetting]:
+    """What each tuned arm (its first seed) lost of general knowledge, asked without passages."""
+    suite = GeneralSuite(setup.generator, setup.answer, setup.config.seed)
+    found = []
+    for done, (arm, folders) in enumerate(setup.adapters.items()):
+        setup.report("general", done, len(setup.adapters), arm)
+        found.append(suite.compare(arm, folders[0]))
+    setup.report("general", len(setup.adapters), len(setup.adapters), "")
+    return found

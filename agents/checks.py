@@ -1,0 +1,192 @@
+"""Two checks around a measurement: is the test set really held out, and what did tuning make the model forget?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from rag import metrics
+from rag.answer import AnswerConfig, Answerer
+from rag.errors import EndpointError
+from rag.evaluate import plain_text
+from rag.protocols import Generator
+from rag.statistics import Interval, paired_bootstrap, wilson
+from rag.types import Question
+
+_NEAR = 95.0  # rapidfuzz ratio of two normalised questions from which they count as the same question reworded
+
+
+@dataclass(frozen=True, slots=True)
+class Leakage:
+    """What training and test have in common: question ids of the test set, and source documents."""
+
+    same: tuple[str, ...] = ()
+    near: tuple[str, ...] = ()
+    documents: tuple[str, ...] = ()
+
+    def warnings(self) -> tuple[str, ...]:
+        """One sentence for each kind of overlap."""
+        found = []
+        if self.same:
+            found.append(f"{_count(self.same, 'test question')} also in the training file: {_some(self.same)}.")
+        if self.near:
+            found.append(
+                f"{_count(self.near, 'test question')} nearly equal to a training question: {_some(self.near)}."
+            )
+        if self.documents:
+            documents = f"{len(self.documents)} document{'s' if len(self.documents) > 1 else ''}"
+            found.append(
+                f"Training and test questions share {documents} ({_some(self.documents)}): figures of the tuned arms "
+                "may be too good for documents they were not trained on."
+            )
+        return tuple(found)
+
+
+def leakage(train: Sequence[Question], test: Sequence[Question]) -> Leakage:
+    """Questions of `test` that stand in `train`, word for word after normalisation or nearly so, and shared documents.
+
+    Nearly: at most 5 % of the characters differ and an answer is the same, so that "capital of France" and "of Greece"
+    stay two questions.
+    """
+    known = {_key(q): q for q in train}
+    same = [q.id for q in test if _key(q) in known]
+    near = _near([q for q in test if _key(q) not in known], train)
+    documents = {e.source for q in train for e in q.evidence} & {e.source for q in test for e in q.evidence}
+    return Leakage(tuple(same), tuple(near), tuple(sorted(documents)))
+
+
+def _near(test: Sequence[Question], train: Sequence[Question]) -> list[str]:
+    from rapidfuzz import fuzz, process
+
+    if not test or not train:
+        return []
+    ratios = process.cdist([_key(q) for q in test], [_key(q) for q in train], scorer=fuzz.ratio, score_cutoff=_NEAR)
+    answers = [{metrics.normalise(a) for a in q.answers} for q in train]
+    found = []
+    for question, row in zip(test, ratios, strict=True):
+        mine = {metrics.normalise(a) for a in question.answers}
+        if any(mine & answers[int(j)] or mine == answers[int(j)] for j in np.flatnonzero(row)):
+            found.append(question.id)
+    return found
+
+
+def _key(question: Question) -> str:
+    return metrics.normalise(question.question)
+
+
+def _count(items: Sequence[str], what: str) -> str:
+    return f"{len(items)} {what}{'s are' if len(items) > 1 else ' is'}"
+
+
+def _some(items: Sequence[str]) -> str:
+    return ", ".join(items[:5]) + (", …" if len(items) > 5 else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Forgetting:
+    """The general questions before and after tuning: share answered, and mean log-probability of the right answer.
+
+    `answered` is normalised containment; the log-probability (natural log, for each token of the reference) does not
+    depend on how the model phrases its answer, and is None where the endpoint returns none.
+    """
+
+    arm: str
+    questions: int
+    before: Interval
+    after: Interval
+    difference: Interval
+    logprob_before: float | None
+    logprob_after: float | None
+    logprob_difference: Interval | None
+
+    def warning(self) -> str | None:
+        """A sentence when the drop is beyond chance."""
+        if self.difference.high < 0:
+            return (
+                f"{self.arm} forgot: without passages it answers {self.after.mean:.0%} of {self.questions} general "
+                f"questions, {self.before.mean:.0%} before tuning."
+            )
+        return None
+
+
+@dataclass
+class GeneralSuite:
+    """Asks the general questions of a generator with and without adapters; the base is asked once."""
+
+    generator: Generator
+    config: AnswerConfig
+    seed: int = 0
+    _base: tuple[np.ndarray, np.ndarray | None] | None = field(default=None, repr=False)
+
+    def compare(self, arm: str, adapter: str) -> Forgetting:
+        """The base against one adapter, both without passages."""
+        if self._base is None:
+            self._base = self._ask(None)
+        (before, logs_before), (after, logs_after) = self._base, self._ask(adapter)
+        logs = None
+        if logs_before is not None and logs_after is not None:
+            logs = paired_bootstrap(logs_after, logs_before, seed=self.seed)
+        return Forgetting(
+            arm,
+            len(GENERAL),
+            wilson(float(before.sum()), len(before)),
+            wilson(float(after.sum()), len(after)),
+            paired_bootstrap(after, before, seed=self.seed),
+            None if logs_before is None else float(logs_before.mean()),
+            None if logs_after is None else float(logs_after.mean()),
+            logs,
+        )
+
+    def _ask(self, adapter: str | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Right or wrong for each question, and log-probabilities of the references without the end of the turn."""
+        asked = [question for question, _ in GENERAL]
+        arm = "base" if adapter is None else "tuned"
+        # Worked examples are given to untuned models only; before and after must see the same prompt.
+        config = replace(self.config, style="short") if self.config.style == "examples" else self.config
+        answerer = Answerer(self.generator, None, config, adapters={} if adapter is None else {"tuned": adapter})
+        answers = answerer.answer_many(asked, arm=arm)
+        right = [metrics.match(plain_text(a), gold) for a, (_, gold) in zip(answers, GENERAL, strict=True)]
+        prompts = [answerer.render(question, (), arm=arm).messages for question in asked]
+        try:
+            with self.generator.adapter(adapter):
+                scored = self.generator.score(prompts, [gold[0] for _, gold in GENERAL])
+        except EndpointError:
+            return np.array(right), None
+        return np.array(right), np.array([float(np.mean(tokens[:-1])) for tokens in scored])
+
+
+GENERAL: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("What is the capital of France?", ("Paris",)),
+    ("What is the capital of Japan?", ("Tokyo",)),
+    ("What is the capital of Italy?", ("Rome",)),
+    ("On which continent is Egypt?", ("Africa",)),
+    ("What is the largest ocean on Earth?", ("Pacific",)),
+    ("What is the longest river in South America?", ("Amazon",)),
+    ("Which planet is known as the Red Planet?", ("Mars",)),
+    ("Which planet is the largest in the Solar System?", ("Jupiter",)),
+    ("What is the chemical symbol of gold?", ("Au",)),
+    ("Which gas do plants take in from the air?", ("carbon dioxide", "CO2")),
+    ("What is frozen water called?", ("ice",)),
+    ("At how many degrees Celsius does water boil at sea level?", ("100", "one hundred")),
+    ("How many days are there in a week?", ("seven", "7")),
+    ("How many months are there in a year?", ("twelve", "12")),
+    ("How many hours are there in a day?", ("24", "twenty-four")),
+    ("How many legs does a spider have?", ("eight", "8")),
+    ("How many sides does a triangle have?", ("three", "3")),
+    ("What is two plus three?", ("five", "5")),
+    ("What is the square root of 81?", ("nine", "9")),
+    ("Who wrote Romeo and Juliet?", ("Shakespeare",)),
+    ("Who painted the Mona Lisa?", ("Leonardo", "da Vinci")),
+    ("Who developed the theory of relativity?", ("Einstein",)),
+    ("Who was the first president of the United States?", ("Washington",)),
+    ("In which year did the Second World War end?", ("1945",)),
+    ("In which country is the Great Wall?", ("China",)),
+    ("What is the main language of Brazil?", ("Portuguese",)),
+    ("What is the opposite of hot?", ("cold", "cool")),
+    ("What is the plural of mouse, the animal?", ("mice",)),
+    ("Which organ pumps blood through the body?", ("heart",)),
+    ("What colour do you get by mixing blue and yellow?", ("green",)),
+)
+"""Short questions of general knowledge, with accepted answers; the first is the one whose probability is measured."""
