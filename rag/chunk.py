@@ -14,8 +14,8 @@ apart.
 
 Why not semantic-text-splitter: it packs greedily (the rest of each section becomes a chunk of any size), merges across
 headings only by their Markdown syntax (HTML, PDF and DOCX have none here, but known offsets), knows nothing of a heading
-path that must fit into the same token budget, and calls the token counter several times for each chunk, where one call
-costs as much as a fortieth of embedding the chunk.
+path that must fit into the same token budget, and calls the token counter several times for each chunk, where one
+call costs as much as a fortieth of embedding the chunk.
 """
 
 from __future__ import annotations
@@ -237,7 +237,10 @@ class _Chunker:
             stack.append((heading.level, heading.text))
             names = tuple(name for _, name in stack if name)
             same = names and title and names[0].casefold() == title.casefold()
-            yield heading.start, self._heading_end(heading.start, end), end, names if same else root + names
+            start = heading.start
+            while start < end and text[start].isspace():
+                start += 1
+            yield start, self._heading_end(start, end), end, names if same else root + names
 
     def _heading_end(self, start: int, end: int) -> int:
         """The end of the heading line, with the rules above and below it that Markdown and reStructuredText draw."""

@@ -65,8 +65,8 @@ class LoadConfig:
     """Limits on what one file may cost.
 
     `max_bytes`: size on disk. `max_characters`: extracted text (a long novel has 3 million). `seconds` of processor
-    time (four times as many by the clock) and `megabytes` of address space (POSIX only) bound the child process that reads
-    PDF, DOCX and HTML; `isolate=False` reads these in this process, without the two limits.
+    time (four times as many by the clock) and `megabytes` of address space (POSIX only) bound the child process that
+    reads PDF, DOCX and HTML; `isolate=False` reads these in this process, without the two limits.
     """
 
     max_bytes: int = 256 * 1024 * 1024

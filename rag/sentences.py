@@ -35,7 +35,8 @@ _STARTER = re.compile(
 )
 _KEY = re.compile(r"[ \t]*[^\W\d_][\w /()&.#-]{0,40}[:：]\s*\S")
 _CAPITAL = re.compile(r"[ \t>]*[\"'“‘(\[*_`]*[A-Z\d\u00c0-\u00de\u0391-\u03a9\u0410-\u042f\u2e80-\uffef]")
-_END = re.compile(r"""[.!?…]+["'”’»)\]*_`]*(?=\s)|[。！？｡．]+[”’」』）】》〉"'*]*""")
+# Possessive, and only from the first of several: a million dots must not be tried from each of them.
+_END = re.compile(r"""(?<![.!?…])[.!?…]++["'”’»)\]*_`]*+(?=\s)|[。！？｡．]++[”’」』）】》〉"'*]*+""")
 _DOTTED = re.compile(r"(?:\w\.)+\w\Z")
 _LAST_WORD = re.compile(r"[^\s(\[{\"“‘'/—–*_]+\Z")
 
