@@ -87,6 +87,7 @@ class Console:
         self._clock = clock
         self._tty = bool(getattr(self.err, "isatty", lambda: False)())
         self._stage = ""
+        self._finished = False
         self._began = self._written = clock()
         self._open = 0  # width of the unfinished line on a terminal
 
@@ -107,6 +108,9 @@ class Console:
             self._stage, self._began = stage, now
             self._written = now - (EVERY_LOG - 1.0)  # in a log the first line of a stage comes after a second
         finished = total > 0 and done >= total
+        if finished and self._finished and not fresh:
+            return  # told once is enough
+        self._finished = finished
         if not finished and not (fresh and self._tty) and now - self._written < (EVERY_TTY if self._tty else EVERY_LOG):
             return
         if finished and not self._tty and now - self._began < 1.0:

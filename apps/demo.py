@@ -34,15 +34,19 @@ def demo(*, folder: Path, port: int | None, no_chat: bool, seed: int, console: C
         )
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    index, run = folder / "index", folder / "run"
-    documents = SAMPLE / "documents"
+    index, run, documents = folder / "index", folder / "run", SAMPLE / "documents"
+    stamp = _stamp(seed)
     _announce(console, 1, f"index the handbook, {documents}", EXPECTED["index"])
-    steps: dict[str, Any] = {"index": _index(documents, index, console)}
-    _announce(
-        console, 2, "tune on the training questions, then measure four arms on the held-out ones", EXPECTED["decide"]
-    )
-    data = _decide(index, run, folder, seed, console)
-    steps["decide"] = {key: data.get(key) for key in ("chosen", "reason", "arms", "warnings")}
+    indexed = _index(documents, index, console, known=_done(folder, "index", stamp, index / "manifest.json"))
+    _finish(folder, "index", stamp, indexed)
+    _announce(console, 2, "tune on training questions, then measure four arms on held-out ones", EXPECTED["decide"])
+    if _done(folder, "decide", stamp, run / "decision.json") is None:
+        _decide(index, run, seed, console)
+        _finish(folder, "decide", stamp, {})
+    else:
+        console.say("     already decided, from the same documents and questions")
+    data = load_decision(run).data
+    steps = {"index": indexed, "decide": {key: data.get(key) for key in ("chosen", "reason", "arms", "warnings")}}
     result = {"folder": str(folder), "seconds": round(time.monotonic() - began, 1), "run": str(run), **steps}
     console.result(result, lambda _: deciding.show_decision({**data, "report": str(run / "report.html")}))
     console.say(f"All of it in {duration(time.monotonic() - began)}, kept in {folder}.")
@@ -60,7 +64,11 @@ def _announce(console: Console, number: int, what: str, expected: str) -> None:
     console.say(f"\n{number}/3  {what} (about {expected} the first time)")
 
 
-def _index(documents: Path, index: Path, console: Console) -> dict[str, Any]:
+def _index(documents: Path, index: Path, console: Console, *, known: dict[str, Any] | None) -> dict[str, Any]:
+    """The report of indexing; of an earlier call when nothing in the handbook has changed since."""
+    if known is not None:
+        console.say(f"     already indexed: {known['documents']} documents, {known['chunks']} chunks")
+        return known
     out = StringIO()
     inner = Console(as_json=True, quiet=console.quiet, out=out, err=console.err)
     commands.index([documents], out=index, words=None, encoder=None, rebuild=False, strict=False, console=inner)
@@ -72,31 +80,40 @@ def _index(documents: Path, index: Path, console: Console) -> dict[str, Any]:
     return found
 
 
-def _decide(index: Path, run: Path, folder: Path, seed: int, console: Console) -> Mapping[str, Any]:
-    """The decision; the one of an earlier call when it was made from the same documents, questions and code version."""
-    stamp, file = _stamp(seed), folder / "demo.json"
-    if file.is_file() and (run / "decision.json").is_file() and file.read_text(encoding="utf-8") == stamp:
-        console.say("     already decided, from the same documents and questions")
-        return load_decision(run).data
-    out = StringIO()
-    inner = Console(as_json=True, quiet=console.quiet, out=out, err=console.err)
+def _decide(index: Path, run: Path, seed: int, console: Console) -> None:
+    inner = Console(as_json=True, quiet=console.quiet, out=StringIO(), err=console.err)
     deciding.decide(
         index, train=SAMPLE / "train.jsonl", questions=SAMPLE / "test.jsonl", out=run, tuned=None, tuned_rag=None,
         method="lora", epochs=None, learning_rate=None, minutes=MINUTES, k=None, queries=None, gain=None,
         skip_broken=False, restart=False, dry_run=False, encoder=None, generator=None, seed=seed, console=inner,
     )  # fmt: skip
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    aside.write_text(stamp, encoding="utf-8")
-    os.replace(aside, file)
-    return load_decision(run).data
+
+
+def _done(folder: Path, step: str, stamp: str, product: Path) -> dict[str, Any] | None:
+    """What an earlier call of this step noted; None when it was not finished, or made from something else."""
+    note = folder / f"{step}.done.json"
+    if not (note.is_file() and product.is_file()):
+        return None
+    try:
+        found = json.loads(note.read_text(encoding="utf-8"))
+    except ValueError:  # half-written by a full disk: the step is done again
+        return None
+    return found["result"] if isinstance(found, dict) and found.get("stamp") == stamp else None
+
+
+def _finish(folder: Path, step: str, stamp: str, result: Mapping[str, Any]) -> None:
+    note = folder / f"{step}.done.json"
+    aside = note.with_name(f".{note.name}.{os.getpid()}")
+    aside.write_text(json.dumps({"stamp": stamp, "result": result}), encoding="utf-8")
+    os.replace(aside, note)
 
 
 def _stamp(seed: int) -> str:
-    """What the decision depends on, as one line."""
+    """What both steps depend on: version, seed, and a hash of the sample's files."""
     digest = hashlib.sha256()
     for path in sorted(p for p in SAMPLE.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")):
         digest.update(path.relative_to(SAMPLE).as_posix().encode() + path.read_bytes())
-    return json.dumps({"ragtune": version("ragtune"), "sample": digest.hexdigest(), "seed": seed}) + "\n"
+    return f"ragtune {version('ragtune')}, seed {seed}, sample {digest.hexdigest()}"
 
 
 def _examples() -> list[str]:
