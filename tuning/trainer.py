@@ -3,6 +3,7 @@
 - `lm_head` and loss only where an answer token is predicted (1-3 % of the tokens of a retrieved-context row);
 - an optimizer step is a fixed amount of tokens, not of rows, and every answer token of a step has the same weight;
 - no padding: a forward takes one long row, or several short ones of nearly equal length;
+- layers below the first trained one run once for each row, not once for each epoch;
 - checkpoints without pickle, from which a run goes on to the same weights;
 - a loss or gradient that is not finite stops the run with the step and the rows, before the weights change.
 """
@@ -26,6 +27,7 @@ from trl import SFTConfig, SFTTrainer
 
 from rag.errors import TrainingError
 from tuning import checkpoint
+from tuning.frozen import FrozenLayers
 
 WARM_STEPS = 3  # steps after which the time of a step is believed
 
@@ -73,31 +75,40 @@ def group_rows(rows: Sequence[Encoded], budget: int) -> Iterator[list[Encoded]]:
         yield group
 
 
-def answer_loss(model: Any, rows: Sequence[Encoded]) -> torch.Tensor:
+def answer_loss(model: Any, rows: Sequence[Encoded], frozen: FrozenLayers | None = None) -> torch.Tensor:
     """Summed negative log-likelihood (nats) of the answer tokens of these rows; `lm_head` runs at no other place.
 
-    One forward; rows are padded on the right, which a causal model does not see.
+    One forward; rows are padded on the right, which a causal model does not see. With `frozen`, it begins at the first
+    trained layer.
     """
     width = max(len(r.ids) for r in rows)
     device = next(model.parameters()).device
-    ids = torch.zeros((len(rows), width), dtype=torch.long)
-    mask = torch.zeros_like(ids)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
     for i, row in enumerate(rows):
-        ids[i, : len(row.ids)] = torch.tensor(row.ids)
         mask[i, : len(row.ids)] = 1
+    if frozen is None:
+        given = {"input_ids": _padded([torch.tensor(r.ids) for r in rows]).to(device)}
+    else:
+        given = {"inputs_embeds": _padded([frozen.states(r.ids) for r in rows])}
     spots = [(i, p) for i, r in enumerate(rows) for p in range(len(r.ids) - r.answer - 1, len(r.ids) - 1)]
     keep = sorted({p for _, p in spots})  # positions whose next token is an answer token of some row
     column = {p: j for j, p in enumerate(keep)}
     padded = any(len(r.ids) != width for r in rows)
-    logits = model(
-        input_ids=ids.to(device),
-        attention_mask=mask.to(device) if padded else None,
-        use_cache=False,
-        logits_to_keep=torch.tensor(keep, device=device),
-    ).logits
+    with frozen.upper() if frozen else nullcontext():
+        logits = model(
+            **given,
+            attention_mask=mask.to(device) if padded else None,
+            use_cache=False,
+            logits_to_keep=torch.tensor(keep, device=device),
+        ).logits
     targets = torch.tensor([t for r in rows for t in r.ids[len(r.ids) - r.answer :]], device=device)
     picked = logits[[i for i, _ in spots], [column[p] for _, p in spots]]
     return F.cross_entropy(picked.float(), targets, reduction="sum")
+
+
+def _padded(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """[rows, widest, ...] with zeros on the right."""
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
 
 
 @dataclass
@@ -155,6 +166,7 @@ class AnswerTrainer(SFTTrainer):
             model=model, args=args, train_dataset=placeholder, processing_class=tokenizer, callbacks=[_Pace(self)]
         )
         self.remove_callback(PrinterCallback)  # standard output is for results
+        self.frozen = FrozenLayers.of(model)
 
     # ---------------------------------------------------------------- data
 
@@ -173,7 +185,7 @@ class AnswerTrainer(SFTTrainer):
         loss = 0.0
         for group in group_rows(rows, self.forward_tokens):
             with self.autocast():
-                part = answer_loss(model, group) / total
+                part = answer_loss(model, group, self.frozen) / total
             if not torch.isfinite(part):
                 raise self._not_finite("loss", float(part), group)
             part.backward()
