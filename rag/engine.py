@@ -70,9 +70,10 @@ class Slots:
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of one slot into another."""
-        for tensors in (self.keys, self.values):
-            for tensor in tensors.values():
-                tensor[target, :, :length] = tensor[source, :, :length]
+        with torch.inference_mode():  # the tensors were made in it, and only there may they be written to
+            for tensors in (self.keys, self.values):
+                for tensor in tensors.values():
+                    tensor[target, :, :length] = tensor[source, :, :length]
 
 
 @dataclass(slots=True)
