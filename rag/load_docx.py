@@ -12,6 +12,7 @@ from rag.errors import LoadError
 from rag.load_text import Builder, Parsed, one_line
 
 _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
+_MATH_TEXT = "{http://schemas.openxmlformats.org/officeDocument/2006/math}t"
 _MC_FALLBACK = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
 _MAX_MEMBERS = 10_000
 _MAX_UNPACKED = 512 * 1024 * 1024
@@ -94,7 +95,7 @@ def _docx_text(element: Any) -> str:
         if node is None:
             stack.pop()
             continue
-        if node.tag == f"{_W}t":
+        if node.tag in (f"{_W}t", _MATH_TEXT):
             pieces.append(node.text or "")
         elif node.tag in (f"{_W}tab", f"{_W}br", f"{_W}cr", f"{_W}noBreakHyphen"):
             if node.getparent().tag == f"{_W}r":
@@ -131,7 +132,14 @@ def _outline_level(element: Any) -> int | None:
 
 
 def _heading_level(name: str, outline: int | None) -> int | None:
-    if name == "title":
+    """From the outline level, else from the names of Word in several languages and of publishers ("HeadB")."""
+    if outline:
+        return outline
+    if name.replace(" ", "") in ("title", "chaptertitle", "标题", "titel", "titre", "título", "titolo"):
         return 1
-    match = re.fullmatch(r"heading (\d)", name)
-    return int(match[1]) if match else outline
+    match = re.fullmatch(
+        r"(?:heading|head|überschrift|titre|título|titolo|kop|标题|見出し|제목)[ _]?([1-9]|[a-f])", name
+    )
+    if match is None:
+        return None
+    return int(match[1]) if match[1].isdigit() else ord(match[1]) - ord("a") + 2

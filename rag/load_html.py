@@ -168,7 +168,7 @@ def _flat(element: Any) -> str:
             pieces.append(node.text or "")
         if node is not element:
             pieces.append((" " if node.tag in _BLOCK or node.tag == "br" else "") + (node.tail or ""))
-    return one_line("".join(pieces)).rstrip("¶#").strip()
+    return one_line("".join(pieces)).rstrip("¶#\u200b").strip()
 
 
 def _html_rows(table: Any) -> list[str]:

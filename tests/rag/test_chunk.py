@@ -146,6 +146,15 @@ def test_token_limit_is_held_where_words_are_long() -> None:
     assert min(count_tokens(c.text) for c in chunks) >= 30
 
 
+def test_text_with_more_tokens_than_estimated_is_not_cut_small() -> None:
+    """Addresses have far more tokens than words; after counting, chunks fill what the encoder takes."""
+    lines = "\n".join(f"- [Translation {i}](https://example.org/a-b-c-d-e-f/{i}{i}{i})" for i in range(60))
+    chunks = chunk_document(markdown(lines), count_tokens=lambda text: 2 * count_tokens(text), max_tokens=256)
+    sizes = [2 * count_tokens(c.embedded_text) for c in chunks]
+    assert max(sizes) <= 256
+    assert sum(sizes) / len(sizes) > 180
+
+
 def test_a_line_without_spaces_is_cut_anywhere() -> None:
     chunks = cut(Document("d", "a.txt", "x" * 50_000), max_tokens=128)
     assert sum(len(c.text) for c in chunks) == 50_000
