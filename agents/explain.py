@@ -49,15 +49,21 @@ def explain(
             f"{rival} is better than {chosen}, but by {points(first.difference, config.alpha)} {metric}, less than the "
             f"{config.minimal_gain:g} that would be worth its cost. So take the cheapest: {chosen}, {price}."
         )
-    cheaper = [arm for arm in others if arms[arm].cost < mine.cost]
-    against = max(cheaper, key=lambda arm: arms[arm].quality.mean) if cheaper else rival
-    first = pairs(chosen, against)
+    worse = [arm for arm in others if arms[arm].quality.mean <= mine.quality.mean]
+    cheapest = min(others, key=lambda arm: arms[arm].cost)
+    named = [(max(worse, key=lambda arm: arms[arm].quality.mean), "the next best")] if worse else []
+    if arms[cheapest].cost < mine.cost and cheapest not in [arm for arm, _ in named]:
+        named.append((cheapest, "the cheapest"))
+    against = ", and ".join(
+        f"{arms[arm].quality.mean:.2f} for {arm}, {role} ({points(pairs(chosen, arm).difference, config.alpha)}, "
+        f"adjusted p {p_value(pairs(chosen, arm).p_adjusted)})"
+        for arm, role in named
+    )
+    against = f" against {against}" if named else ""
     reason = (
-        f"{chosen} answers best for its cost: {metric} {mine.quality.mean:.2f} against "
-        f"{arms[against].quality.mean:.2f} for {against} ({points(first.difference, config.alpha)}, "
-        f"adjusted p {p_value(first.p_adjusted)}) on {questions} questions, {price} ({against}: "
-        f"{seconds(arms[against].cost)}) when {config.queries:,} questions share the cost of "
-        "training and indexing."
+        f"{chosen} answers best for its cost: on {questions} questions {metric} {mine.quality.mean:.2f}{against}. "
+        f"A question costs {seconds(mine.cost)} ({cheapest}: {seconds(arms[cheapest].cost)}) when {config.queries:,} "
+        "questions share the cost of training and indexing."
     )
     if arms[rival].quality.mean > mine.quality.mean:
         gap = pairs(rival, chosen)

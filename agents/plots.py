@@ -38,7 +38,7 @@ def interval_plot(marks: Sequence[Mark], metric: str) -> str:
             f'<span class="dot" style="left:{mean:.2f}%"></span></span><span>{mark.quality.mean:.3f}</span></div>'
         )
     said = "; ".join(f"{m.name} {m.quality}" for m in marks)
-    ticks = "".join(f"<span>{top * i / 4:g}</span>" for i in range(5))
+    ticks = "".join(f'<span style="left:{25 * i}%">{top * i / 4:g}</span>' for i in range(5))
     return (
         f'<div class="intervals" role="img" aria-label="{escape(metric)} of each arm with its interval: '
         f'{escape(said)}">'
@@ -71,7 +71,9 @@ def scatter_plot(marks: Sequence[Mark], front: Sequence[str], metric: str) -> st
         )
         parts.append(f'<text x="{_LEFT - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{value:g}</text>')
     for tick in _ticks(low, high, logarithmic):
-        parts.append(f'<text x="{x(tick):.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{_short(tick)}</text>')
+        parts.append(
+            f'<text x="{x(tick):.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{_short(tick, high)}</text>'
+        )
     axis = "Cost of a question" + (" (logarithmic)" if logarithmic else "")
     parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 4}" text-anchor="end">{axis} →</text>')
     parts.append(f'<text x="{_LEFT + 4}" y="{_TOP - 2}">{escape(metric)} ↑</text>')
@@ -79,14 +81,18 @@ def scatter_plot(marks: Sequence[Mark], front: Sequence[str], metric: str) -> st
     line = " ".join(f"{x(by_name[a].cost):.1f},{y(by_name[a].quality.mean):.1f}" for a in front if a in by_name)
     parts.append(f'<polyline class="front" points="{line}"/>')
     labels = _spread([(x(m.cost), y(m.quality.mean)) for m in marks])
-    for mark, label_y in zip(marks, labels, strict=True):
-        at, level = x(mark.cost), y(mark.quality.mean)
-        left = at > _WIDTH * 0.68
+    for mark in marks:
+        at, ends = x(mark.cost), (y(mark.quality.low), y(mark.quality.high))
         parts.append(
-            f'<g class="{mark.look}"><line class="whisker" x1="{at:.1f}" x2="{at:.1f}" y1="{y(mark.quality.low):.1f}" '
-            f'y2="{y(mark.quality.high):.1f}"/><circle cx="{at:.1f}" cy="{level:.1f}" r="6.5"/>'
-            f'<text class="label" x="{at + (-12 if left else 12):.1f}" y="{label_y + 4:.1f}" '
-            f'text-anchor="{"end" if left else "start"}">{escape(mark.name)}</text></g>'
+            f'<g class="{mark.look}"><line class="whisker" x1="{at:.1f}" x2="{at:.1f}" y1="{ends[0]:.1f}" '
+            f'y2="{ends[1]:.1f}"/><circle cx="{at:.1f}" cy="{y(mark.quality.mean):.1f}" r="6.5"/></g>'
+        )
+    for mark, level in zip(marks, labels, strict=True):  # after all dots, so that no whisker crosses a name
+        left = x(mark.cost) + 12 + 8 * len(mark.name) > _WIDTH  # 8: a bold letter of 13 px, with room
+        at, anchor = x(mark.cost) + (-12 if left else 12), "end" if left else "start"
+        parts.append(
+            f'<g class="{mark.look}"><text class="label" x="{at:.1f}" y="{level + 4:.1f}" text-anchor="{anchor}">'
+            f"{escape(mark.name)}</text></g>"
         )
     return "".join(parts) + "</svg>"
 
@@ -102,12 +108,12 @@ def _ticks(low: float, high: float, logarithmic: bool) -> list[float]:
     if logarithmic:
         inside = [t for t in nice if low <= t <= high]
         return inside[:: math.ceil(len(inside) / 5)] if inside else [high]
-    step = next((t for t in nice if high / t <= 5), high)
+    step = next((t for t in nice if high / t <= 6), high)
     return [step * i for i in range(1, int(high / step) + 1)]
 
 
-def _short(value: float) -> str:
-    return f"{value:g} s" if value >= 1 else f"{value * 1000:g} ms"
+def _short(value: float, high: float) -> str:
+    return f"{value:g} s" if high >= 1 else f"{value * 1000:g} ms"
 
 
 def _spread(points: Sequence[tuple[float, float]]) -> list[float]:

@@ -66,25 +66,16 @@ def arms_table(data: Mapping[str, Any], metric: str) -> str:
     ]
     shown.sort(key=lambda column: column[0] != data["config"]["primary"])
     shown = [column for column in shown if any(arm.get(column[0]) for arm in data["arms"])]
-    priced = any(arm["price"] is not None for arm in data["arms"])
-    heads = [("Arm", "wrap"), *((name, "n") for _, name in shown), ("Words", "n"), ("p50", "n"), ("p95", "n")]
-    heads += [("Each question", "n"), ("Prepared in", "n"), ("Cost of a question", "n")]
-    heads += [("Price of 1,000", "n")] if priced else []
+    heads = [("Arm", "wrap"), *((name, "n") for _, name in shown), ("Words", "n")]
     rows = []
     for arm in data["arms"]:
         tag = '<span class="tag">chosen</span>' if arm["arm"] == data["chosen"] else ""
-        tag += '<span class="tag plain">Pareto</span>' if arm["pareto"] else ""
         note = arm["dropped"] or _ROLES.get(arm["arm"], "")
         cells = [
             f"<b>{text(arm['arm'])}</b>{tag}<small>{text(note)}</small>",
             *(_cell(arm.get(key)) for key, _ in shown),
         ]
-        cells += [f"{arm['answer_words']['mean']:.1f}"]
-        cells += [seconds(arm[key]["mean"]) for key in ("seconds_p50", "seconds_p95")]
-        cells += [seconds(arm["seconds_per_question"]), seconds(arm["training_seconds"] + arm["index_seconds"])]
-        cells += [seconds(arm["cost"])]
-        cells += [f"{arm['price'] * 1000:.3f}"] if priced else []
-        rows.append((look(data, arm), cells))
+        rows.append((look(data, arm), [*cells, f"{arm['answer_words']['mean']:.1f}"]))
     headroom = data.get("headroom")
     below = ""
     if headroom and data["chosen"]:
@@ -95,26 +86,24 @@ def arms_table(data: Mapping[str, Any], metric: str) -> str:
             "what better "
             "retrieval can bring, and no more.</p>"
         )
-    return f"<h2>All arms</h2>{_table('All arms', heads, rows)}{below}"
+    return f"<h2>Quality of all arms</h2>{_table('Quality of all arms', heads, rows)}{below}"
 
 
 def pairs_table(data: Mapping[str, Any], metric: str) -> str:
     if not data["pairs"]:
         return ""
     alpha = data["config"]["alpha"]
-    heads = [("Pair", ""), (f"Difference in {metric}", "n"), ("p", "n"), ("p, adjusted", "n"), ("First better", "n")]
-    heads += [("Second better", "n"), ("Beyond chance", ""), ("Test", "")]
+    tests = sorted({pair["test"] for pair in data["pairs"]})
+    heads = [("Pair", "k"), (f"Difference in {metric}", "n"), ("p", "n"), ("p, adjusted", "n"), ("First better", "n")]
+    heads += [("Second better", "n"), ("Better beyond chance", "k")]
     rows = []
     for pair in data["pairs"]:
-        d = interval(pair["difference"])
-        proven = pair["p_adjusted"] < alpha and (d.low > 0 or d.high < 0)
-        verdict = f'<strong class="yes">{text(pair["a"] if d.mean > 0 else pair["b"])}</strong>' if proven else "no"
-        cells = [
-            f"{text(pair['a'])} − {text(pair['b'])}",
-            f"{signed(d.mean)}<small>{signed(d.low)} to {signed(d.high)}</small>",
-        ]
-        cells += [p_value(pair["p"]), p_value(pair["p_adjusted"]), str(pair["a_better"]), str(pair["b_better"])]
-        cells += [verdict, text(pair["test"])]
+        d, (a, b), wins = interval(pair["difference"]), (pair["a"], pair["b"]), (pair["a_better"], pair["b_better"])
+        if d.mean < 0:  # shown from the better side
+            d, (a, b), wins = Interval(-d.mean, -d.high, -d.low), (b, a), wins[::-1]
+        verdict = f'<strong class="yes">{text(a)}</strong>' if pair["p_adjusted"] < alpha and d.low > 0 else "neither"
+        cells = [f"{text(a)} − {text(b)}", f"{signed(d.mean)}<small>{signed(d.low)} to {signed(d.high)}</small>"]
+        cells += [p_value(pair["p"]), p_value(pair["p_adjusted"]), str(wins[0]), str(wins[1]), verdict]
         rows.append(("", cells))
     interaction = data.get("interaction")
     below = ""
@@ -132,44 +121,70 @@ def pairs_table(data: Mapping[str, Any], metric: str) -> str:
             f"{signed(i.mean)} ({signed(i.low)} to {signed(i.high)}): {sense}.</p>"
         )
     return (
-        '<h2>Arm against arm</h2><p class="aside">Every arm answered the same questions. Adjusted: Holm\'s '
-        "correction for "
-        f"all {len(data['pairs'])} comparisons. First and second better count the questions on which the two "
-        "differ.</p>"
-        f"{_table('Arm against arm', heads, rows)}{below}"
+        '<h2>Arm against arm</h2><p class="aside">Every arm answered the same questions. Test: '
+        f"{text(', '.join(tests))}; adjusted by Holm's correction for all {len(data['pairs'])} comparisons. First and "
+        f"second better count the questions on which the two differ.</p>{_table('Arm against arm', heads, rows)}{below}"
     )
 
 
 def costs_table(data: Mapping[str, Any]) -> str:
-    heads = [("Questions to answer", "n"), ("Then use", ""), ("Because", "")]
-    words = {
-        "better": "proven better",
-        "not separable": "not separable, cheapest",
-        "too small": "gain too small",
-        "only arm": "only arm",
+    """What each arm costs, when which one becomes the cheaper, and the choice for other numbers of questions."""
+    priced = any(arm["price"] is not None for arm in data["arms"])
+    heads = [("Arm", ""), ("Typical wait (p50)", "n"), ("Long wait (p95)", "n"), ("Each question", "n")]
+    heads += [("Training", "n"), ("Indexing", "n"), ("Cost of a question", "n")]
+    heads += [("Price of 1,000", "n")] if priced else []
+    rows: list[tuple[str, Sequence[str]]] = []
+    for arm in data["arms"]:
+        tag = '<span class="tag plain">unbeaten</span>' if arm["pareto"] else ""
+        cells = [f"<b>{text(arm['arm'])}</b>{tag}"]
+        cells += [_seconds(arm[key]) for key in ("seconds_p50", "seconds_p95")]
+        spent = ("seconds_per_question", "training_seconds", "index_seconds", "cost")
+        cells += [seconds(arm[key]) if arm[key] else "–" for key in spent]
+        cells += [f"{arm['price'] * 1000:.3f}"] if priced else []
+        rows.append((look(data, arm), cells))
+    return (
+        f'<h2>Cost of all arms</h2><p class="aside">Cost of a question: its own time, and its share of training and '
+        f"indexing when {data['config']['queries']:,} questions share them. Unbeaten: no other arm is better and as "
+        "cheap, "
+        f"or cheaper and as good.</p>{_table('Cost of all arms', heads, rows)}{_sensitivity(data)}"
+    )
+
+
+def _seconds(value: Mapping[str, float]) -> str:
+    return f"{seconds(value['mean'])}<small>{seconds(value['low'])} – {seconds(value['high'])}</small>"
+
+
+def _sensitivity(data: Mapping[str, Any]) -> str:
+    """The choice for other numbers of questions: a sentence where it is always the same, else a table."""
+    cases, words = data["sensitivity"], {"better": "proven better", "not separable": "not separable, so the cheapest"}
+    words |= {
+        "too small": "gain too small, so the cheapest",
+        "only arm": "the only arm",
+        "none": "no arm keeps the limits",
     }
-    rows = [
-        (
-            "chosen" if s["queries"] == data["config"]["queries"] else "",
-            (f"{s['queries']:,}", f"<b>{text(s['chosen'] or '–')}</b>", words.get(s["outcome"], s["outcome"])),
-        )
-        for s in data["sensitivity"]
-    ]
+    if len({case["chosen"] for case in cases}) == 1:
+        ends = f"{cases[0]['queries']:,} to {cases[-1]['queries']:,}"
+        found = f"<p>From {ends} questions the choice is the same: <b>{text(cases[0]['chosen'] or 'none')}</b>.</p>"
+    else:
+        heads = [("Questions to answer", "k"), ("Then use", "k"), ("Because", "")]
+        rows = []
+        for case in cases:
+            cells = (f"{case['queries']:,}", f"<b>{text(case['chosen'] or '–')}</b>", words[case["outcome"]])
+            rows.append(("chosen" if case["queries"] == data["config"]["queries"] else "", cells))
+        found = _table("Choice by number of questions", heads, rows)
     points = []
     for point in data["break_even"]:
         arm, other = text(point["arm"]), text(point["other"])
         if point["queries"] is None:
-            points.append(
-                f"<li>{arm} costs more to prepare than {other} and more to run: it never becomes the cheaper one.</li>"
-            )
+            said = f"{arm} costs more to prepare than {other} and more to run: it never becomes the cheaper one."
         else:
-            points.append(f"<li>{arm} becomes cheaper than {other} from {point['queries']:,.0f} questions on.</li>")
+            said = f"{arm} becomes cheaper than {other} from {point['queries']:,.0f} questions on."
+        points.append(f"<li>{said}</li>")
     return (
-        '<h2>If the number of questions were another</h2><p class="aside">Training and indexing are paid once and '
-        "shared by "
-        "the questions until the next time. A price of the machine's hour scales all costs alike and changes no "
-        "choice.</p>"
-        f"{_table('Choice by number of questions', heads, rows)}<ul>{''.join(points)}</ul>"
+        '<h3>If the number of questions were another</h3><p class="aside">Training and indexing are paid once and '
+        'shared '
+        "by the questions until the next time. A price of the machine's hour scales all costs alike and changes no "
+        f"choice.</p>{found}<ul>{''.join(points)}</ul>"
     )
 
 
@@ -224,7 +239,7 @@ def examples(data: Mapping[str, Any], rows: Mapping[str, Sequence[Mapping[str, A
             cited = f" · cites {sources}" if sources else ""
             css = ' class="chosen"' if arm == data["chosen"] else ""
             lines.append(
-                f"<dt{css}>{text(arm)}</dt><dd><bdi>{text(row['answer']['text'])}</bdi>"
+                f"<dt{css}>{text(arm)}</dt><dd><bdi>{text(row['answer']['text'])}</bdi> "
                 f'<span class="score">{score:.2f}{text(cited)}</span></dd>'
             )
         kind = f'<span class="aside">{text(first["kind"])}</span>' if first.get("kind") else ""
