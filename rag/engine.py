@@ -70,6 +70,8 @@ class Slots:
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of one slot into another."""
+        import torch
+
         with torch.inference_mode():  # the tensors were made in it, and only there may they be written to
             for tensors in (self.keys, self.values):
                 for tensor in tensors.values():
