@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -25,8 +25,8 @@ Report: TypeAlias = Callable[[int, Change], None]
 
 def follow(
     view: Exchange, work: Callable[[Report], None], stop: threading.Event, *, limit: float
-) -> Iterator[Exchange]:
-    """The states of `view` while `work` runs in a thread, at most UPDATES_PER_SECOND; in the last one nothing is running.
+) -> Generator[Exchange, None, None]:
+    """The states of `view` while `work` runs in a thread, at most UPDATES_PER_SECOND; in the last one nothing runs.
 
     Ends when the work ends, when `stop` is set, or after `limit` seconds. `stop` is set in any case at the end, also
     when the iterator is closed, and the worker must heed it.
@@ -96,7 +96,7 @@ def _timed(view: Exchange, seconds: float) -> Exchange:
 
 
 def history(past: Sequence[Exchange], arm: str, most: int) -> tuple[Turn, ...]:
-    """The last `most` exchanges as `arm` knows them: its own reply where it gave one, otherwise the first that was given."""
+    """The last `most` exchanges as `arm` knows them: its own reply where it gave one, otherwise the first given one."""
     turns = []
     for view in past:
         finished = [r for r in view.replies if r.answer is not None]

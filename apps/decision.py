@@ -10,6 +10,7 @@ from apps.views import DecisionView
 from rag.errors import ConfigError, UsageError
 from rag.types import ARMS
 
+FORMAT = 1
 _MAX_REPORT = 20 * 2**20
 
 
@@ -27,13 +28,15 @@ def load_decision(path: Path) -> DecisionView:
         raise ConfigError(f"{file} is not JSON ({error}); run `ragtune decide` again.") from error
     if not isinstance(data, dict) or data.get("chosen") not in (None, *ARMS):
         raise ConfigError(f"{file} does not name a chosen arm out of {', '.join(ARMS)}; run `ragtune decide` again.")
+    if isinstance(data.get("format"), int) and data["format"] > FORMAT:
+        raise ConfigError(f"{file} has format {data['format']}; this version reads up to {FORMAT}: upgrade ragtune.")
     report = file.with_name("report.html")
     fits = report.is_file() and report.stat().st_size <= _MAX_REPORT
     return DecisionView(data, file.parent.name, report.read_text(encoding="utf-8", errors="replace") if fits else "")
 
 
 def decided_adapters(view: DecisionView, folder: Path) -> dict[str, str]:
-    """Adapter folders by arm as the decision names them (relative ones to `folder`); those that vanished are left out."""
+    """Adapter folders by arm as the decision names them (relative ones to `folder`), without those that vanished."""
     found: dict[str, str] = {}
     for arm in view.data.get("arms") or ():
         named: Any = arm.get("adapter") if isinstance(arm, dict) else None

@@ -88,7 +88,7 @@ class Library:
         return sorted(found, key=lambda r: (not r.uploaded, r.source))
 
     def examples(self, n: int = 3) -> list[str]:
-        """Questions to begin with, about headings of documents that stand far apart; fewer where there are no headings."""
+        """Questions to begin with, about headings of documents far apart; fewer where there are no headings."""
         chunks = self.index.chunks
         titles = {s.source: s.title or s.source for s in self.index.sources}
         topics: dict[str, str] = {}
@@ -110,7 +110,7 @@ class Library:
         return OpenDocument(source, text[begin : begin + SHOWN_CHARACTERS], begin, start, max(start, end), len(text))
 
     def search(self, query: str, k: int = 5) -> tuple[SearchColumn, ...]:
-        """What each stage of retrieval finds for `query`, without a chat model. Raises UsageError for an unusable query."""
+        """What each stage of retrieval finds for `query`, without a chat model. UsageError for an unusable query."""
         from rag.retrieve import Retriever
 
         query = query.strip()
@@ -175,7 +175,7 @@ class Library:
             if not why and len(items) >= self.limits.files:
                 why = f"At most {self.limits.files} files are taken at once; upload the rest afterwards."
             if not why and total > self.limits.batch_bytes:
-                why = f"This upload has more than {megabytes(self.limits.batch_bytes)} in all; upload the rest afterwards."
+                why = f"This upload has more than {megabytes(self.limits.batch_bytes)}; upload the rest afterwards."
             taken.add(name.casefold())
             items.append(Upload(given or name, PREFIX + name, "failed" if why else "queued", why))
             paths.append(None if why else path)
@@ -229,8 +229,9 @@ class Library:
             self.index.delete(list(sources))
             for source in filter(_uploaded, sources):
                 (self.uploads / safe_name(source.removeprefix(PREFIX))).unlink(missing_ok=True)
-        n = len(sources)
-        return f"{n} document{' is' if n == 1 else 's are'} deleted: no answer can use {'it' if n == 1 else 'them'} any more."
+        if len(sources) == 1:
+            return "1 document is deleted: no answer can use it any more."
+        return f"{len(sources)} documents are deleted: no answer can use them any more."
 
     def _present(self) -> set[str]:
         self.index.refresh()

@@ -6,8 +6,8 @@ import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from apps.cards import STAGES, card, normalised
 from apps.markup import escape, sentence
-from apps.render import STAGES, card, normalised
 from apps.uploads import UploadLimits, megabytes
 from apps.views import DecisionView, DocumentRow, SearchColumn, Upload
 
@@ -31,20 +31,29 @@ def documents(rows: Sequence[DocumentRow], *, total: int, filtered: bool = False
             '<p class="rt-empty"><b>Nothing is indexed yet.</b> Drop files above, or type '
             "<code>ragtune index FOLDER --out INDEX</code> in a terminal.</p>"
         )
-    body = "".join(
-        f'<tr><td data-label="File"><bdi class="rt-file">{escape(row.source)}</bdi>'
-        f"{f'<span class=rt-sub>{escape(row.title)}</span>' if row.title and row.title != row.source else ''}</td>"
-        f'<td data-label="Pages" class="rt-n">{row.pages or "–"}</td><td data-label="Chunks" class="rt-n">{row.chunks:,}</td>'
-        f'<td data-label="Status"><span class="rt-verdict rt-ok">{"uploaded" if row.uploaded else "indexed"}</span></td></tr>'
-        for row in rows[:MAX_ROWS]
-    )
+    body = "".join(map(_document_row, rows[:MAX_ROWS]))
     more = len(rows) - MAX_ROWS
     note = f'<p class="rt-aside">{more:,} more are not listed: use the filter.</p>' if more > 0 else ""
     count = f"{len(rows):,} of {total:,}" if filtered else f"{total:,}"
+    heads = "<th>File</th><th>Pages</th><th>Chunks</th><th>Status</th>"
+    return f'<p class="rt-aside">{count} document{"" if total == 1 else "s"}</p>{_table(heads, body)}{note}'
+
+
+def _document_row(row: DocumentRow) -> str:
+    title = f'<span class="rt-sub">{escape(row.title)}</span>' if row.title and row.title != row.source else ""
+    status = "uploaded" if row.uploaded else "indexed"
     return (
-        f'<p class="rt-aside">{count} document{"" if total == 1 else "s"}</p><div class="rt-scroll" tabindex="0"><table class="rt-table">'
-        "<thead><tr><th>File</th><th>Pages</th><th>Chunks</th><th>Status</th></tr></thead>"
-        f"<tbody>{body}</tbody></table></div>{note}"
+        f'<tr><td data-label="File"><bdi class="rt-file">{escape(row.source)}</bdi>{title}</td>'
+        f'<td data-label="Pages" class="rt-n">{row.pages or "–"}</td>'
+        f'<td data-label="Chunks" class="rt-n">{row.chunks:,}</td>'
+        f'<td data-label="Status"><span class="rt-verdict rt-indexed">{status}</span></td></tr>'
+    )
+
+
+def _table(heads: str, body: str) -> str:
+    return (
+        '<div class="rt-scroll" tabindex="0"><table class="rt-table">'
+        f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
@@ -81,7 +90,8 @@ def about_to_delete(sources: Sequence[str]) -> str:
     more = f"<li>and {len(sources) - 8} more</li>" if len(sources) > 8 else ""
     return (
         f'<div class="rt-note"><p>Delete from the index?</p><ul>{names}{more}</ul><p>Copies of uploaded files go, too. '
-        "Files in your own folders stay where they are, and come back with the next <code>ragtune index</code>.</p></div>"
+        "Files in your own folders stay where they are, and come back with the next <code>ragtune index</code>.</p>"
+        "</div>"
     )
 
 
@@ -94,19 +104,17 @@ def search(query: str, columns: Sequence[SearchColumn]) -> str:
     """What each stage finds, side by side, best first, with the score of that stage."""
     if not columns:
         return (
-            '<p class="rt-empty">Type words above to see what each stage of the search finds. No model is asked, so this '
-            "is the quickest way to learn why an answer missed its source.</p>"
+            '<p class="rt-empty">Type words above to see what each stage of the search finds. No model is asked, so '
+            "this is the quickest way to learn why an answer missed its source.</p>"
         )
-    labels = dict(STAGES)
     out = []
     for column in columns:
         found = column.passages
         bars = normalised([p.score for p in found]) if found else []
         cards = "".join(card(f"try-{column.stage}-{p.rank}", p, bars[i]) for i, p in enumerate(found))
         note = f'<p class="rt-empty">{sentence(column.note or "Nothing found.")}</p>' if not found else ""
-        out.append(
-            f'<section class="rt-column" data-stage="{column.stage}"><h4>{labels[column.stage]}</h4>{cards}{note}</section>'
-        )
+        head = f"<h4>{STAGES[column.stage]}</h4>"
+        out.append(f'<section class="rt-column" data-stage="{column.stage}">{head}{cards}{note}</section>')
     return f'<div class="rt-columns" aria-label="Results for {escape(query)}">{"".join(out)}</div>'
 
 
@@ -117,58 +125,60 @@ def decision(view: DecisionView | None) -> str:
     """Which arm was chosen, why, and the figures; or which command finds out."""
     if view is None:
         return (
-            '<div class="rt-welcome"><h2>Nothing has been measured yet</h2><p>Whether retrieval, tuning, or both are worth '
-            f"it on your questions is found out by</p><pre><code>{_DECIDE}</code></pre>"
-            "<p>It asks every arm the same held-out questions, tests the differences, and writes the report that stands here "
-            "afterwards. Then start the chat with <code>--decision RUN</code>.</p></div>"
+            '<div class="rt-welcome"><h2>Nothing has been measured yet</h2><p>Whether retrieval, tuning, or both are '
+            f"worth it on your questions is found out by</p><pre><code>{_DECIDE}</code></pre>"
+            "<p>It asks every arm the same held-out questions, tests the differences, and writes the report that "
+            "stands here afterwards. Then start <code>ragtune chat INDEX</code> again.</p></div>"
         )
     data = view.data
     chosen = str(data.get("chosen") or "")
     head = f"{escape(chosen)} answers best for its cost" if chosen else "No arm was chosen"
     warnings = "".join(f'<p class="rt-note rt-warn">{escape(str(w))}</p>' for w in data.get("warnings") or ())
     return (
-        f'<div class="rt-decision"><p class="rt-aside">Measured decision · <bdi>{escape(view.folder)}</bdi></p><h2>{head}</h2>'
-        f'<p class="rt-lead">{escape(str(data.get("reason") or ""))}</p>{warnings}{_arms_table(data, chosen)}{_report(view)}</div>'
+        f'<div class="rt-decision"><p class="rt-aside">Measured decision · <bdi>{escape(view.folder)}</bdi></p>'
+        f'<h2>{head}</h2><p class="rt-lead">{escape(str(data.get("reason") or ""))}</p>{warnings}'
+        f"{_arms_table(data, chosen)}{_report(view)}</div>"
     )
+
+
+_FIGURES = {
+    "f1": "F1",
+    "em": "Exact",
+    "match": "Match",
+    "abstention": "Abstains",
+    "seconds_per_question": "s / question",
+    "cost": "Cost",
+}
 
 
 def _arms_table(data: Mapping[str, Any], chosen: str) -> str:
+    """One row for each arm, with the figures that the decision has for any of them."""
     arms = [a for a in data.get("arms") or () if isinstance(a, dict)]
     if not arms:
         return ""
-    columns = [
-        c for c in ("f1", "em", "match", "abstention", "seconds_per_question", "cost") if any(c in a for a in arms)
-    ]
-    names = {
-        "f1": "F1",
-        "em": "Exact",
-        "match": "Match",
-        "abstention": "Abstains",
-        "seconds_per_question": "s / question",
-        "cost": "Cost",
-    }
-    body = []
+    columns = {key: label for key, label in _FIGURES.items() if any(key in a for a in arms)}
+    rows = []
     for arm in arms:
         name = str(arm.get("arm", ""))
-        cells = "".join(f'<td class="rt-n" data-label="{names[c]}">{_figure(arm.get(c))}</td>' for c in columns)
-        picked = ' <span class="rt-tag">chosen</span>' if name == chosen else ""
-        body.append(
-            f'<tr{" class=rt-chosen" if name == chosen else ""}><td data-label="Arm"><b>{escape(name)}</b>{picked}</td>{cells}</tr>'
-        )
-    heads = "".join(f"<th>{names[c]}</th>" for c in columns)
-    return (
-        f'<div class="rt-scroll" tabindex="0"><table class="rt-table rt-arms"><thead><tr><th>Arm</th>{heads}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-    )
+        cells = [
+            f'<td class="rt-n" data-label="{label}">{_figure(arm.get(key))}</td>' for key, label in columns.items()
+        ]
+        note = {chosen: "chosen", "oracle": "bound: given the right passage"}.get(name, "")
+        first = f"<b>{escape(name)}</b>{f' <span class=rt-tag>{note}</span>' if note else ''}"
+        row = ' class="rt-chosen"' if name == chosen else ""
+        rows.append(f'<tr{row}><td data-label="Arm">{first}</td>{"".join(cells)}</tr>')
+    heads = "".join(f"<th>{label}</th>" for label in ("Arm", *columns.values()))
+    return _table(heads, "".join(rows))
 
 
 def _figure(value: Any) -> str:
     """A number, or {mean, low, high} as the mean with its interval below."""
-    if isinstance(value, dict) and isinstance(value.get("mean"), (int, float)):
-        low, high = value.get("low"), value.get("high")
-        between = isinstance(low, (int, float)) and isinstance(high, (int, float))
-        return f"{_number(value['mean'])}{f'<span class=rt-sub>{_number(low)} – {_number(high)}</span>' if between else ''}"
-    return _number(value)
+    if not isinstance(value, dict):
+        return _number(value)
+    interval = ""
+    if value.get("low") is not None and value.get("high") is not None:
+        interval = f'<span class="rt-sub">{_number(value["low"])} – {_number(value["high"])}</span>'
+    return _number(value.get("mean")) + interval
 
 
 def _number(value: Any) -> str:
@@ -189,5 +199,6 @@ def _report(view: DecisionView) -> str:
     return (
         '<p class="rt-actions"><a class="rt-download" download="ragtune-report.html" '
         f'href="data:text/html;base64,{data}">Save the report</a></p>'
-        f'<iframe class="rt-report" sandbox="" referrerpolicy="no-referrer" title="Report of the decision" srcdoc="{escape(view.report)}"></iframe>'
+        '<iframe class="rt-report" sandbox="" referrerpolicy="no-referrer" title="Report of the decision" '
+        f'srcdoc="{escape(view.report)}"></iframe>'
     )

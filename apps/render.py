@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from apps.markup import answer_html, escape, marked, sentence
-from apps.views import USES_DOCUMENTS, ArmChoice, Exchange, ModelState, OpenDocument, Reply
+from apps.cards import card, normalised
+from apps.markup import answer_html, escape, sentence
+from apps.views import USES_DOCUMENTS, ArmChoice, Exchange, ModelState, Reply
 from rag.types import Citation, Passage
 
 ARM_WORDS = {
@@ -19,13 +20,6 @@ ARM_WORDS = {
     "tuned": "the tuned model alone",
     "tuned+rag": "the tuned model with your documents",
 }
-STAGES = (
-    ("dense", "Meaning (dense)"),
-    ("lexical", "Words (lexical)"),
-    ("fused", "Both (fused)"),
-    ("rerank", "Reranked"),
-)
-_SNIPPET = 180
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +104,8 @@ def _reply(view: Exchange, reply: Reply, group: _Sources | None, *, side: bool) 
     parts.append(_status(view, reply))
     if answer is not None:
         parts.append(_footer(reply))
-    busy = "true" if reply.running else "false"
-    return f'<article class="rt-reply" data-arm="{escape(reply.arm)}" data-status="{reply.status}" aria-busy="{busy}">{"".join(parts)}</article>'
+    state = f'data-arm="{escape(reply.arm)}" data-status="{reply.status}" aria-busy="{str(reply.running).lower()}"'
+    return f'<article class="rt-reply" {state}>{"".join(parts)}</article>'
 
 
 def _linker(reply: Reply, group: _Sources | None) -> Callable[[int], str | None]:
@@ -170,7 +164,8 @@ def _doing(view: Exchange, reply: Reply) -> str:
         return (reply.note or "Waiting…") + seconds
     if reply.status == "searching":
         what = f" for “{reply.query}”" if reply.query and reply.query.strip() != view.question.strip() else ""
-        return f"Searching {reply.chunks:,} chunks{what}…{seconds}"
+        where = f" {_count(reply.chunks, 'chunk')}" if reply.chunks else ""
+        return f"Searching{where}{what}…{seconds}"
     if reply.status == "reading":
         n = len(reply.passages)
         return f"Reading {n} passage{'' if n == 1 else 's'}…{seconds}" if n else f"Thinking…{seconds}"
@@ -196,9 +191,8 @@ def _footer(reply: Reply) -> str:
         lines.append('<p class="rt-aside">The answer names no source: check it against the passages.</p>')
     n = len(answer.unknown_markers)
     if n:
-        lines.append(
-            f'<p class="rt-aside">{n} citation{"" if n == 1 else "s"} named no passage and {"was" if n == 1 else "were"} removed.</p>'
-        )
+        were = "was" if n == 1 else "were"
+        lines.append(f'<p class="rt-aside">{_count(n, "citation")} named no passage and {were} removed.</p>')
     return "".join(lines)
 
 
@@ -230,86 +224,18 @@ def _source_group(group: _Sources, *, alone: bool, is_open: bool) -> str:
     return f"<h4>{escape(title)}</h4>{cards}{left}"
 
 
-def normalised(scores: Sequence[float]) -> list[float]:
-    """Scores as bar lengths in [0.04, 1]: the best fills the bar, zero (or the lowest, if negative) is its empty end."""
-    low, high = min(0.0, *scores), max(scores)
-    width = high - low
-    return [max(0.04, (s - low) / width) if width > 0 else 1.0 for s in scores]
-
-
-def card(
-    anchor: str, passage: Passage, bar: float, citations: Sequence[Citation] = (), *, is_open: bool = False
-) -> str:
-    """One passage: file, page, heading path, rank, score; its text with the supporting words marked; its scores by stage."""
-    chunk = passage.chunk
-    mine = [c for c in citations if c.chunk_id == chunk.id]
-    spans = [(c.start - chunk.start, c.end - chunk.start) for c in mine]
-    page = f'<span class="rt-page">page {chunk.page}</span>' if chunk.page is not None else ""
-    path = f'<span class="rt-path">{escape(" › ".join(chunk.headings))}</span>' if chunk.headings else ""
-    tag = _support(max(c.support for c in mine)) if mine else ""
-    start, end = (mine[0].start, mine[0].end) if mine else (chunk.start, chunk.end)
-    return (
-        f'<details class="rt-card{" rt-cited" if mine else ""}" id="{anchor}"{" open" if is_open else ""}>'
-        f'<summary><span class="rt-num">{passage.rank}</span><span class="rt-where">'
-        f'<span class="rt-line"><bdi class="rt-file">{escape(chunk.source)}</bdi>{page}{_meter(passage, bar)}</span>{path}'
-        f'<span class="rt-snippet" dir="auto">{escape(_snippet(chunk.text))}</span>{tag}</span></summary>'
-        f'<div class="rt-text" dir="auto">{marked(chunk.text, spans)}</div>{_stages(passage)}'
-        f'<button type="button" class="rt-open" data-source="{escape(chunk.source)}" data-start="{start}" '
-        f'data-end="{end}">Open document</button></details>'
-    )
-
-
-def _meter(passage: Passage, bar: float) -> str:
-    title = f"Score {passage.score:.3f}, rank {passage.rank}; the bar is relative to the best"
-    return f'<span class="rt-meter" title="{title}"><i style="width:{bar:.0%}"></i></span>'
-
-
-def _support(share: float) -> str:
-    """How well the marked words support the sentence that cites them; said to be weak below a half."""
-    weak = share < 0.5
-    return (
-        f'<span class="rt-tag{" rt-weak" if weak else ""}">cited, {"only " if weak else ""}{share:.0%} support</span>'
-    )
-
-
-def _snippet(text: str) -> str:
-    line = " ".join(text[: 2 * _SNIPPET].split())
-    return line if len(line) <= _SNIPPET else line[:_SNIPPET].rsplit(" ", 1)[0] + "…"
-
-
-def _stages(passage: Passage) -> str:
-    rows = "".join(
-        f"<tr><th>{label}</th><td>{'–' if value is None else f'{value:.3f}'}</td></tr>"
-        for stage, label in STAGES
-        for value in [getattr(passage.scores, stage)]
-    )
-    return (
-        f'<details class="rt-stages"><summary>Scores by stage</summary><table><tr><th>Rank</th><td>{passage.rank}</td></tr>'
-        f"{rows}</table><p>Higher is better in every row.</p></details>"
-    )
-
-
-def document(view: OpenDocument) -> str:
-    """The body of the document window: the text with its span marked; says what was left out of a long one."""
-    before = f'<p class="rt-aside">{view.offset:,} characters before this are not shown.</p>' if view.offset else ""
-    rest = view.total - view.offset - len(view.text)
-    after = f'<p class="rt-aside">{rest:,} characters after this are not shown.</p>' if rest > 0 else ""
-    body = marked(view.text, [(view.start - view.offset, view.end - view.offset)])
-    return f'{before}<div class="rt-page-text" dir="auto">{body}</div>{after}'
-
-
 # ------------------------------------------------------- around the conversation
 
 
 def header(name: str, documents: int, chunks: int, state: ModelState) -> str:
     """The top line: what is asked (the index) and what answers (the model), with its loading state."""
-    models = (
-        f'<span title="encoder: {escape(state.encoder)}">{escape(state.generator)}</span>' if state.generator else ""
-    )
+    model, message = escape(state.generator), sentence(state.message)
+    models = f'<span class="rt-strong" title="encoder: {escape(state.encoder)}">{model}</span>' if model else ""
+    held = f"<bdi>{escape(name)}</bdi> · {_count(documents, 'document')} · {_count(chunks, 'chunk')}"
     return (
-        '<header class="rt-head"><div class="rt-brand"><b>ragtune</b>'
-        f"<span><bdi>{escape(name)}</bdi> · {documents:,} document{'' if documents == 1 else 's'} · {chunks:,} chunks</span></div>"
-        f'<div class="rt-model rt-{state.phase}" role="status"><i></i>{models}<span>{escape(state.message)}</span></div></header>'
+        f'<header class="rt-head"><div class="rt-brand"><b>ragtune</b><span>{held}</span></div>'
+        f'<div class="rt-model rt-{state.phase}" role="status"><i></i>{models}<span>{message}</span></div>'
+        "</header>"
     )
 
 
@@ -318,12 +244,13 @@ def welcome(documents: int, chunks: int) -> str:
     if not documents:
         return (
             '<div class="rt-welcome"><h2>No documents yet</h2><p>Add some under <b>Documents</b>, or type '
-            "<code>ragtune index FOLDER --out INDEX</code>. Without documents only the model’s own memory answers.</p></div>"
+            "<code>ragtune index FOLDER --out INDEX</code>. Without documents only the model’s own memory answers.</p>"
+            "</div>"
         )
     return (
         '<div class="rt-welcome"><h2>Ask your documents</h2><p>Answers are looked for in '
-        f"{documents:,} document{'' if documents == 1 else 's'} ({chunks:,} chunks). A number in an answer opens the sentence "
-        "it rests on.</p></div>"
+        f"{_count(documents, 'document')} ({_count(chunks, 'chunk')}). A number in an answer opens the sentence it "
+        "rests on.</p></div>"
     )
 
 

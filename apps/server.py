@@ -22,13 +22,14 @@ HOST = "127.0.0.1"
 FIRST_PORT = 7860
 _TRIES = 100
 
-# Gradio's own scripts need 'unsafe-inline' and 'unsafe-eval'; what keeps foreign text from acting is that it is escaped.
-# The rest of the policy is the second wall: no image, font, frame or request leaves this machine.
+# Gradio's own scripts need 'unsafe-inline' and 'unsafe-eval'; what keeps foreign text from acting is that it is
+# escaped. The rest of the policy is the second wall: no image, font, frame or request leaves this machine.
 POLICY = "; ".join(
     (
         "default-src 'self'", "script-src 'self' 'unsafe-inline' 'unsafe-eval'", "style-src 'self' 'unsafe-inline'",
         "img-src 'self' data: blob:", "font-src 'self' data:", "connect-src 'self'", "frame-src 'self'",
-        "worker-src 'self' blob:", "object-src 'none'", "base-uri 'self'", "form-action 'self'", "frame-ancestors 'none'",
+        "worker-src 'self' blob:", "object-src 'none'", "base-uri 'self'", "form-action 'self'",
+        "frame-ancestors 'none'",
     )
 )  # fmt: skip
 _HEADERS = {

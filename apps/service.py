@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,8 +26,8 @@ from rag.errors import ConfigError, RagtuneError, UsageError
 from rag.types import ARMS, Turn
 
 if TYPE_CHECKING:
+    from rag import protocols
     from rag.answer import AnswerConfig, Answerer
-    from rag.protocols import Encoder, Generator, Reranker
     from rag.retrieve import RetrievalConfig
 
 _ADAPTER = "needs an adapter: `ragtune tune` or `ragtune decide` makes one."
@@ -51,9 +51,9 @@ class ServiceConfig:
 class Loaders:
     """How models come into memory, by name; replaced in tests."""
 
-    encoder: Callable[[str], Encoder] = serving.load_encoder
-    generator: Callable[[str], Generator] = serving.load_generator
-    reranker: Callable[[str], Reranker] = serving.load_reranker
+    encoder: Callable[[str], protocols.Encoder] = serving.load_encoder
+    generator: Callable[[str], protocols.Generator] = serving.load_generator
+    reranker: Callable[[str], protocols.Reranker] = serving.load_reranker
 
 
 class Service:
@@ -102,9 +102,9 @@ class Service:
     ) -> Service:
         """A service over the index in `folder`; loads no model.
 
-        `decision` is a run folder of `ragtune decide`, by default the one recorded for this index: its chosen arm answers
-        first, with its answer settings, generator and adapters, unless other ones are named here. `encoder` is by default
-        the one the index was made with; `adapters` maps arms to folders.
+        `decision` is a run folder of `ragtune decide`, by default the one recorded for this index: its chosen arm
+        answers first, with its answer settings, generator and adapters, unless other ones are named here. `encoder` is
+        by default the one the index was made with; `adapters` maps arms to folders.
         Raises IndexMissing, IndexCorrupt, UsageError or ConfigError.
         """
         wrong = sorted(set(adapters) - set(ARMS))
@@ -175,7 +175,7 @@ class Service:
         return out
 
     def auto(self) -> ArmChoice:
-        """The arm that answers when none is chosen: the decided one if it can, otherwise the best that needs no tuning."""
+        """The arm that answers when none is chosen: the decided one if it can, otherwise `rag`, or `base`."""
         available = {choice.arm for choice in self.arms() if choice.available}
         chosen = str((self.decision.data.get("chosen") if self.decision else None) or "")
         if chosen in available:
@@ -187,7 +187,9 @@ class Service:
         elif self.decision:
             why = f"The decision found no arm to prefer. {arm} answers."
         else:
-            why = f"Nothing has been measured yet, so {arm} answers. `ragtune decide` finds out what is best for your questions."
+            why = (
+                f"Nothing has been measured yet, so {arm} answers. `ragtune decide` finds out what your questions need."
+            )
         return ArmChoice(arm, f"auto ({arm})", True, why)
 
     def examples(self, n: int = 3) -> list[str]:
@@ -209,7 +211,7 @@ class Service:
 
     def ask(
         self, question: str, arms: Sequence[str] = ("auto",), *, past: Sequence[Exchange] = (), session: str = ""
-    ) -> Iterator[Exchange]:
+    ) -> Generator[Exchange, None, None]:
         """What one or two arms say to `question`, as it grows; see `follow`.
 
         `past` are the earlier exchanges of this conversation. `stop(session)` ends it early, as does closing the
@@ -221,9 +223,8 @@ class Service:
         question = check_question(question)
         names = list(dict.fromkeys(self.auto().arm if arm == "auto" else arm for arm in arms))
         if not names or not set(names) <= set(ARMS):
-            raise UsageError(
-                f"The arm {[n for n in names if n not in ARMS]} is not known; arms are auto, {', '.join(ARMS)}."
-            )
+            unknown = next((name for name in names if name not in ARMS), "")
+            raise UsageError(f'There is no arm "{unknown}"; arms are auto, {", ".join(ARMS)}.')
         for choice in self.arms():
             if choice.arm in names and not choice.available:
                 raise UsageError(f"The arm {choice.arm} {choice.reason}")
@@ -243,32 +244,29 @@ class Service:
         """Answer with one arm after the other, in the thread of `follow`. A failing arm does not stop the next."""
         everyone = range(len(view.replies))
         self.start()
-        if not self._wait_for(
-            self._settled.wait, stop, lambda: _tell(everyone, report, "loading", self._state.message)
-        ):
+        loading = partial(_tell, everyone, report, "loading")
+        if not _wait_for(self._settled.wait, stop, lambda: loading(self._state.message)):
             return
-        others = "Another question is being answered first…"
+        queued = partial(_tell, everyone, report, "waiting", "Another question is being answered first…")
         if self._answerer is None:
             _tell(everyone, report, "failed", self._state.message)
-        elif self._wait_for(self._acquire, stop, lambda: _tell(everyone, report, "waiting", others)):
+        elif _wait_for(lambda seconds: self._model.acquire(timeout=seconds), stop, queued):
             try:
+                _tell(everyone[1:], report, "waiting", f"After {view.replies[0].arm}…")
                 for i, reply in enumerate(view.replies):
                     if not stop.is_set():
                         _answer(self._answerer, view.question, reply.arm, turns[i], stop, partial(report, i))
             finally:
                 self._model.release()
 
-    def _acquire(self, seconds: float) -> bool:
-        return self._model.acquire(timeout=seconds)
 
-    @staticmethod
-    def _wait_for(ready: Callable[[float], bool], stop: threading.Event, meanwhile: Callable[[], None]) -> bool:
-        """Wait until `ready(seconds)` or until stopped; whether it became ready."""
-        while not stop.is_set():
-            if ready(0.05):
-                return True
-            meanwhile()
-        return False
+def _wait_for(ready: Callable[[float], bool], stop: threading.Event, meanwhile: Callable[[], None]) -> bool:
+    """Wait until `ready(seconds)` or until stopped; whether it became ready."""
+    while not stop.is_set():
+        if ready(0.05):
+            return True
+        meanwhile()
+    return False
 
 
 def _answer(
@@ -299,6 +297,6 @@ def _tell(which: Iterable[int], report: Report, status: ReplyStatus, note: str) 
 
 
 def _unexpected(error: Exception) -> str:
-    """A failure nobody planned, as a sentence; the details go to the terminal, where the person who can help sees them."""
+    """A failure nobody planned, as a sentence; the details go to the terminal, where those who can help see them."""
     traceback.print_exception(error, file=sys.stderr)
-    return f"Something went wrong that should not ({type(error).__name__}). The terminal of `ragtune chat` has the details."
+    return f"Something went wrong that should not ({type(error).__name__}); the terminal of `ragtune chat` says where."

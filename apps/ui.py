@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
 
-from apps import panels, render, theme
+from apps import cards, panels, render, theme
 from apps.service import Service
 from apps.views import Exchange, OpenDocument
 from rag.errors import RagtuneError
@@ -17,7 +18,8 @@ from rag.errors import RagtuneError
 _WINDOW = (
     '<dialog class="rt-window" aria-labelledby="rt-window-title"><div class="rt-window-head">'
     '<bdi class="rt-window-title rt-file" id="rt-window-title"></bdi>'
-    '<button type="button" class="rt-close">Close</button></div><div class="rt-window-body" tabindex="0"></div></dialog>'
+    '<button type="button" class="rt-close">Close</button></div>'
+    '<div class="rt-window-body" tabindex="0"></div></dialog>'
 )
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 _EXAMPLES = 3
@@ -69,7 +71,7 @@ def _window(service: Service) -> None:
             view: OpenDocument = service.library.open(str(where["source"]), int(where["start"]), int(where["end"]))
         except RagtuneError as error:
             return render.notice(str(error))
-        return render.document(view)
+        return cards.document(view)
 
     gr.HTML(
         _WINDOW, elem_id="window", js_on_load=theme.script(), server_functions=[open_document], apply_default_css=False
@@ -104,8 +106,8 @@ def _chat_tab() -> SimpleNamespace:
             c.notice = gr.HTML(elem_id="notice", apply_default_css=False)
             with gr.Row(elem_id="ask-row"):
                 c.question = gr.Textbox(
-                    placeholder="Ask a question", label="Question", show_label=False, container=False, lines=1, max_lines=6,
-                    scale=1, autofocus=True, elem_id="question",
+                    placeholder="Ask a question", label="Question", show_label=False, container=False, lines=1,
+                    max_lines=6, scale=1, autofocus=True, elem_id="question",
                 )  # fmt: skip
                 c.ask = gr.Button("Ask", variant="primary", scale=0, min_width=88, elem_id="ask")
                 c.stop = gr.Button("Stop", variant="stop", scale=0, min_width=88, elem_id="stop", visible=False)
@@ -148,15 +150,16 @@ def _wire_chat(service: Service, page: gr.Blocks, c: SimpleNamespace) -> None:
             c.ask: gr.Button(visible=False), c.stop: gr.Button(visible=True), **hidden,
         }  # fmt: skip
         shown = None
-        for view in views:
-            update[c.answers] = render.answers(view)
-            sources = render.sources(view)
-            if sources != shown:  # cards that a person has opened stay open while the answer grows
-                update[c.sources] = shown = sources
-            if not view.running:
-                update |= {c.past: (*past, view), c.ask: gr.Button(visible=True), c.stop: gr.Button(visible=False)}
-            yield update
-            update = {}
+        with closing(views):  # a visitor who leaves stops the model
+            for view in views:
+                update[c.answers] = render.answers(view)
+                sources = render.sources(view)
+                if sources != shown:  # cards that a person has opened stay open while the answer grows
+                    update[c.sources] = shown = sources
+                if not view.running:
+                    update |= {c.past: (*past, view), c.ask: gr.Button(visible=True), c.stop: gr.Button(visible=False)}
+                yield update
+                update = {}
 
     def stop(request: gr.Request) -> None:
         service.stop(request.session_hash or "")

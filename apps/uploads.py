@@ -1,4 +1,4 @@
-"""Files that arrive from a browser: a safe name, a verdict before reading, and a folder of their own beside the index."""
+"""Files that arrive from a browser: a safe name, a verdict before reading, a folder of their own beside the index."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ def refusal(name: str, size: int, suffixes: Collection[str], limits: UploadLimit
         kind = f"“{suffix}” files" if suffix else "Files without a suffix"
         return f"{kind} cannot be read; these can: {', '.join(sorted(suffixes))}."
     if size > limits.file_bytes:
-        return f"The file has {megabytes(size)}; at most {megabytes(limits.file_bytes)} are taken. Split it, or index it from a terminal."
+        most = megabytes(limits.file_bytes)
+        return f"The file has {megabytes(size)}; at most {most} are taken. Split it, or index it from a terminal."
     if size == 0:
         return "The file is empty."
     return ""

@@ -22,7 +22,7 @@ USES_DOCUMENTS = frozenset({"rag", "tuned+rag"})
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What one arm has said so far. `note` is a sentence: why it waits, or why it failed. `seconds` since the question."""
+    """What one arm has said so far. `note` says why it waits or failed; `seconds` are those since the question."""
 
     arm: str
     status: ReplyStatus = "waiting"
@@ -101,7 +101,7 @@ class DocumentRow:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One uploaded file on its way into the index. `source` is where it will be found; `note` the verdict as a sentence."""
+    """One uploaded file on its way into the index. `source` is its name there; `note` is the verdict as a sentence."""
 
     name: str
     source: str = ""
@@ -124,7 +124,7 @@ class SearchColumn:
 
 @dataclass(frozen=True, slots=True)
 class OpenDocument:
-    """The text of one document around a span. `offset` is where `text` begins in it; `total` the length of the whole."""
+    """A document's text around a span. `offset` is where `text` begins in it; `total` is the length of the whole."""
 
     source: str
     text: str
@@ -136,7 +136,7 @@ class OpenDocument:
 
 @dataclass(frozen=True, slots=True)
 class DecisionView:
-    """A decision as read from its run folder: `data` is decision.json, `report` the page made for people ("" if absent)."""
+    """A decision as read from its run folder: `data` is decision.json, `report` is report.html ("" if absent)."""
 
     data: Mapping[str, Any]
     folder: str
