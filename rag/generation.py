@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -38,7 +38,8 @@ class Fresh:
 
 
 Entry: TypeAlias = Kept | Fresh
-Progress: TypeAlias = Callable[[str, int, int, str], None]
+StageProgress: TypeAlias = Callable[[str, int, int, str], None]
+"""Called as progress(stage, done, total, detail) with stage "read", "embed" or "write"; may raise to stop."""
 
 
 def write_generation(
@@ -49,7 +50,7 @@ def write_generation(
     *,
     chunking: Mapping[str, Any],
     roots: Sequence[Mapping[str, str]],
-    progress: Progress | None,
+    progress: StageProgress | None,
     disk: store.Disk | None,
 ) -> tuple[store.Manifest, int]:
     """Commit `entries` (sorted by source) as the generation after `old`; returns the manifest and the texts embedded.
@@ -70,9 +71,9 @@ def write_generation(
     matrix = _Matrix(reusable, fresh, take, dimension)
     contents: dict[str, store.Blocks] = {
         "documents.jsonl": layout.documents,
-        "texts.bin": layout.texts,
-        "chunks.npy": layout.table_blocks,
-        "vectors.npy": lambda: store.array_blocks(np.dtype("<f4"), (len(take), dimension), matrix.blocks()),
+        "texts.txt": layout.texts,
+        "chunks.table": lambda: store.array_blocks(CHUNK, [layout.table]),
+        "vectors.f32": lambda: store.array_blocks(np.dtype("<f4"), matrix.blocks()),
         **_lexical_files(old, layout),
     }
     approximate = None
@@ -149,9 +150,6 @@ class _Layout:
             elif text is not None:
                 yield text
 
-    def table_blocks(self) -> Iterable[bytes | memoryview]:
-        return store.array_blocks(CHUNK, self.table.shape, [self.table])
-
 
 def _table(
     number: int, document: Document, chunks: Sequence[Chunk], size: int
@@ -185,7 +183,7 @@ def _embed(
     layout: _Layout,
     encoder: Encoder,
     take: np.ndarray,
-    progress: Progress | None,
+    progress: StageProgress | None,
     disk: store.Disk | None,
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Vectors of the fresh chunks: from the last generation or the journal where the same text was embedded, else new.
@@ -222,7 +220,7 @@ def _embed(
 
 
 def _embed_block(
-    encoder: Encoder, chunks: Sequence[Chunk], done: int, total: int, progress: Progress | None
+    encoder: Encoder, chunks: Sequence[Chunk], done: int, total: int, progress: StageProgress | None
 ) -> np.ndarray:
     def report(count: int, _: int) -> None:
         if progress:
@@ -266,14 +264,14 @@ def _lexical_files(old: Snapshot | None, layout: _Layout) -> dict[str, store.Blo
         postings = lexical.merge_postings(old.postings, old_rows, postings, layout.fresh_rows)
 
     def blocks(array: np.ndarray, kind: str) -> store.Blocks:
-        return lambda: store.array_blocks(np.dtype(kind), array.shape, [array])
+        return lambda: store.array_blocks(np.dtype(kind), [array])
 
     return {
         "lexicalterms.txt": lambda: [lexical.terms_blob(postings.terms)],
-        "lexicalstarts.npy": blocks(postings.starts, "<i8"),
-        "lexicalrows.npy": blocks(postings.rows, "<i4"),
-        "lexicalcounts.npy": blocks(postings.counts, "<u2"),
-        "lexicallengths.npy": blocks(postings.lengths, "<i4"),
+        "lexicalstarts.i64": blocks(postings.starts, "<i8"),
+        "lexicalrows.i32": blocks(postings.rows, "<i4"),
+        "lexicalcounts.u16": blocks(postings.counts, "<u2"),
+        "lexicallengths.i32": blocks(postings.lengths, "<i4"),
     }
 
 

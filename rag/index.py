@@ -9,26 +9,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 
 from rag import vectors
 from rag.chunk import ChunkConfig, chunk_document
 from rag.errors import EncoderMismatch, IndexCorrupt, IndexError_, IndexMissing, LoadError, UsageError
-from rag.generation import Entry, Fresh, Kept, write_generation
-from rag.load import SUFFIXES, LoadFailure, SourceFile, document_id, find_files, load_bytes, read_bytes
+from rag.generation import Fresh, Kept, StageProgress, write_generation
+from rag.load import SUFFIXES, LoadFailure, SourceFile
 from rag.lock import WriteLock
+from rag.plan import Plan, find, keep_others, name_sources, read_files, unlisted_below
 from rag.protocols import Encoder
 from rag.snapshot import Snapshot, SourceInfo
 from rag.store import MANIFEST, Disk, Manifest, remove_leftovers
 from rag.types import Chunk, Document
-
-StageProgress: TypeAlias = Callable[[str, int, int, str], None]
-"""Called as progress(stage, done, total, detail) with stage "read", "embed" or "write"; may raise to stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +41,6 @@ class IndexReport:
     embedded: int = 0
     failed: tuple[LoadFailure, ...] = ()
     seconds: float = 0.0
-
-
-@dataclass(slots=True)
-class _Plan:
-    """The documents of the next generation by source, and how they differ from the last one."""
-
-    entries: dict[str, Entry] = field(default_factory=dict)
-    added: int = 0
-    updated: int = 0
-    deleted: int = 0
-    failed: list[LoadFailure] = field(default_factory=list)
 
 
 def sync(
@@ -83,7 +69,7 @@ def sync(
     """
     started = time.perf_counter()
     folder = Path(folder)
-    found, failed = _find(folder, paths)
+    found, failed = find(folder, paths)
     if not found and not failed:
         raise UsageError(
             f"Nothing to read in {', '.join(str(p) for p in paths) or 'no path'}: no file ends in "
@@ -93,11 +79,11 @@ def sync(
         if old is not None and not rebuild:
             check_encoder(folder, old, encoder)
         settings = chunk or (ChunkConfig(**old.manifest.chunking) if old else ChunkConfig())
-        roots, files = _name_sources(old, found)
-        plan = _Plan(failed=list(failed))
+        roots, files = name_sources(old, found)
+        plan = Plan(failed=list(failed))
         given = {i for i, root in enumerate(roots) if root["path"] in {r.path for r in found}}
-        _keep_others(plan, old, given, set(files), _unlisted(roots, found))
-        _read_files(plan, old, files, progress)
+        keep_others(plan, old, given, set(files), unlisted_below(roots, found))
+        read_files(plan, old, files, progress)
         if not plan.entries and plan.failed:
             raise LoadError(_none_readable(plan.failed))
         again = rebuild or (old is not None and asdict(settings) != dict(old.manifest.chunking))
@@ -200,7 +186,7 @@ class Index:
             unknown = [s for s in sources if s not in old.by_source]
             if unknown:
                 raise UsageError(f"No document {unknown[0]!r} in {self.folder}. Sources are listed by `Index.sources`.")
-            plan = _Plan(deleted=len(set(sources)))
+            plan = Plan(deleted=len(set(sources)))
             for position, record in enumerate(old.records):
                 if record.document.source not in set(sources):
                     plan.entries[record.document.source] = Kept(position, record.root)
@@ -226,9 +212,9 @@ class Index:
             if old is None:
                 raise IndexMissing(f"No index at {self.folder} any more.")
             check_encoder(self.folder, old, encoder)
-            plan, named = _Plan(), {file.source: (-1, file) for file in files}
-            _keep_others(plan, old, set(), set(named))
-            _read_files(plan, old, named, progress)
+            plan, named = Plan(), {file.source: (-1, file) for file in files}
+            keep_others(plan, old, set(), set(named))
+            read_files(plan, old, named, progress)
             settings = ChunkConfig(**old.manifest.chunking)
             report = _write(
                 self.folder, old, plan, encoder, settings, old.manifest.roots, False, progress, disk, started
@@ -293,136 +279,6 @@ def _stamp(folder: Path) -> tuple[int, int, int] | None:
     return info.st_mtime_ns, info.st_ino, info.st_size
 
 
-@dataclass(frozen=True, slots=True)
-class _Root:
-    """One path that was given, and the files found there (sources relative to it)."""
-
-    path: str
-    name: str
-    folder: bool
-    files: tuple[SourceFile, ...]
-    unlisted: tuple[str, ...]  # folders below it that could not be listed: what they held is not known to be gone
-
-
-def _find(folder: Path, paths: Sequence[str | os.PathLike[str]]) -> tuple[list[_Root], list[LoadFailure]]:
-    """Files by root, each file once; the index's own files are no documents."""
-    own = os.path.realpath(folder) + os.sep
-    roots: list[_Root] = []
-    failed: list[LoadFailure] = []
-    seen: set[str] = set()
-    if isinstance(paths, (str, os.PathLike)):
-        paths = [paths]
-    for path in paths:
-        found = find_files([path])
-        failed.extend(found.failed)
-        files = []
-        for file in found:
-            real = os.path.realpath(file.path)
-            if real not in seen and not real.startswith(own):
-                seen.add(real)
-                files.append(file)
-        where = Path(os.path.realpath(path))
-        name = where.name if where.is_dir() else where.parent.name
-        if files or where.is_dir():
-            unlisted = tuple(f.source for f in found.failed) if where.is_dir() else ()
-            roots.append(_Root(str(where), name or "root", where.is_dir(), tuple(files), unlisted))
-    return (roots if any(r.files for r in roots) else []), failed
-
-
-def _name_sources(
-    old: Snapshot | None, found: Sequence[_Root]
-) -> tuple[tuple[dict[str, str], ...], dict[str, tuple[int, SourceFile]]]:
-    """The roots of the next generation, and source → (root number, file).
-
-    The only folder of an index names its files without a prefix; with several, each later one is prefixed by its name,
-    and so is any file whose source is taken.
-    """
-    roots = [dict(r) for r in old.manifest.roots] if old else []
-    number = {r["path"]: i for i, r in enumerate(roots)}
-    folders = sum(r.folder for r in found)
-    for root in found:
-        if root.path not in number:
-            alone = not root.folder or (not roots and folders == 1)
-            prefixes = {r["prefix"] for r in roots}
-            prefix = "" if alone else _unused(f"{root.name}/", prefixes)
-            number[root.path] = len(roots)
-            roots.append({"path": root.path, "prefix": prefix})
-    given = {number[r.path] for r in found}
-    taken = {r.document.source for r in old.records if r.root not in given and r.root >= 0} if old else set()
-    files: dict[str, tuple[int, SourceFile]] = {}
-    for root in sorted(found, key=lambda r: number[r.path]):
-        at = number[root.path]
-        for file in root.files:
-            source = roots[at]["prefix"] + file.source
-            if source in taken or source in files:
-                source = _unused_source(f"{root.name}/{file.source}", taken | files.keys())
-            files[source] = (at, SourceFile(file.path, source))
-    return tuple(roots), files
-
-
-def _unused(prefix: str, taken: set[str]) -> str:
-    candidate, n = prefix, 2
-    while candidate in taken:
-        candidate, n = f"{prefix[:-1]}-{n}/", n + 1
-    return candidate
-
-
-def _unused_source(source: str, taken: set[str]) -> str:
-    parent, _, name = source.partition("/")
-    candidate, n = source, 2
-    while candidate in taken:
-        candidate, n = f"{parent}-{n}/{name}", n + 1
-    return candidate
-
-
-def _unlisted(roots: Sequence[Mapping[str, str]], found: Sequence[_Root]) -> tuple[str, ...]:
-    """Beginnings of sources below folders that could not be listed."""
-    prefix = {r["path"]: r["prefix"] for r in roots}
-    return tuple(
-        prefix[root.path] + (f"{below}/" if below != root.path else "") for root in found for below in root.unlisted
-    )
-
-
-def _keep_others(
-    plan: _Plan, old: Snapshot | None, given: set[int], named: set[str], unlisted: tuple[str, ...] = ()
-) -> None:
-    """Documents of other roots stay; those of the given roots that are not named any more are deleted."""
-    for position, record in enumerate(old.records if old else []):
-        source = record.document.source
-        if source in named:
-            continue
-        if record.root in given and not source.startswith(unlisted):
-            plan.deleted += 1
-        else:
-            plan.entries[source] = Kept(position, record.root)
-
-
-def _read_files(
-    plan: _Plan, old: Snapshot | None, files: dict[str, tuple[int, SourceFile]], progress: StageProgress | None
-) -> None:
-    """Unchanged files are kept by their hash, others loaded. A file that cannot be read leaves its earlier version."""
-    for done, (source, (root, file)) in enumerate(files.items()):
-        if progress:
-            progress("read", done, len(files), source)
-        position = old.by_source.get(source) if old else None
-        try:
-            data = read_bytes(file)
-            was = old.records[position].document.id if old is not None and position is not None else None
-            if position is not None and was == document_id(source, data):
-                plan.entries[source] = Kept(position, root)
-                continue
-            plan.entries[source] = Fresh(load_bytes(source, data), root)
-        except LoadError as error:
-            plan.failed.append(LoadFailure(source, str(error)))
-            if position is not None:
-                plan.entries[source] = Kept(position, root)
-            continue
-        plan.added += position is None
-        plan.updated += position is not None
-    if progress:
-        progress("read", len(files), len(files), "")
-
-
 def _none_readable(failed: Sequence[LoadFailure]) -> str:
     shown = "; ".join(f"{f.source}: {f.reason}" for f in failed[:3])
     more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
@@ -432,7 +288,7 @@ def _none_readable(failed: Sequence[LoadFailure]) -> str:
 def _write(
     folder: Path,
     old: Snapshot | None,
-    plan: _Plan,
+    plan: Plan,
     encoder: Encoder | None,
     settings: ChunkConfig,
     roots: Sequence[Mapping[str, str]],
@@ -446,6 +302,7 @@ def _write(
     if old is not None and not again:
         same = [(e.position, e.root) for e in entries if isinstance(e, Kept)]
         if same == [(i, r.root) for i, r in enumerate(old.records)] and len(same) == len(entries):
+            remove_leftovers(folder, old.manifest, disk=disk, journal=True)
             seconds = time.perf_counter() - started
             return IndexReport(len(old.records), len(old.table), failed=tuple(plan.failed), seconds=seconds)
     if again and old is not None:

@@ -36,8 +36,8 @@ class WriteLock:
             time.sleep(0.02)
         try:
             os.ftruncate(handle, 0)
-            holder = {"pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
-            os.pwrite(handle, json.dumps(holder).encode(), 0)
+            mine = {"pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
+            os.pwrite(handle, json.dumps(mine).encode(), 0)
         except OSError:
             os.close(handle)
             raise

@@ -156,7 +156,7 @@ class Snapshot:
 
     def _damaged(self, stem: str, reason: object) -> IndexCorrupt:
         path = self.folder / self.manifest.files[stem][0]
-        return IndexCorrupt(f"{path} is damaged: {reason}. Restore it or index the documents again.")
+        return IndexCorrupt(f"{path} is damaged: {reason}. {store.AGAIN}")
 
     def _parse(self, blob: bytes) -> list[Record]:
         records: list[Record] = []

@@ -19,6 +19,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
+import mmap
 import os
 import re
 import shutil
@@ -35,8 +37,10 @@ from rag.errors import IndexCorrupt, IndexError_, IndexMissing
 FORMAT = 1
 MANIFEST = "manifest.json"
 JOURNAL = "journal.bin"
-_OURS = re.compile(r"^[a-z]+-\d+\.(npy|jsonl|bin|txt|faiss)$|^manifest\.json\.tmp$|^journal\.bin\.tmp$")
+_OURS = re.compile(r"^[a-z]+-\d+\.(jsonl|txt|table|f32|i64|i32|u16|faiss)$|^manifest\.json\.tmp$|^journal\.bin\.tmp$")
 _MANIFEST_LIMIT = 64 * 2**20
+_PIECE = 2**20
+AGAIN = "Restore it from a backup, or index the documents again into a new folder."
 
 
 class Disk:
@@ -46,8 +50,7 @@ class Disk:
         """Write and flush a new file; returns its size and sha256."""
         digest, size = hashlib.sha256(), 0
         with open(path, "wb") as file:
-            for block in blocks:
-                view = memoryview(block).cast("B") if len(block) else memoryview(b"")
+            for view in _joined(blocks):
                 digest.update(view)
                 size += self.put(file.fileno(), view)
             self.sync(file.fileno())
@@ -81,6 +84,21 @@ class Disk:
 
     def remove(self, path: Path) -> None:
         path.unlink(missing_ok=True)
+
+
+def _joined(blocks: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
+    """The same bytes in pieces of at least a megabyte (but for the last), so that small records cost no call each."""
+    held = bytearray()
+    for block in blocks:
+        if not held and len(block) >= _PIECE:
+            yield memoryview(block).cast("B")
+            continue
+        held += block
+        if len(held) >= _PIECE:
+            yield memoryview(held)
+            held = bytearray()
+    if held:
+        yield memoryview(held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,18 +145,17 @@ def _checksum(data: Mapping[str, Any]) -> str:
 
 
 def _parse_manifest(path: Path, raw: bytes) -> Manifest:
-    again = "Index the documents again into a new folder."
     try:
         data = json.loads(raw.decode("utf-8"))
         found = data.get("format")
     except (ValueError, AttributeError) as error:
-        raise IndexCorrupt(f"{path} is damaged: it is no readable JSON object ({error}). {again}") from error
+        raise IndexCorrupt(f"{path} is damaged: it is no readable JSON object ({error}). {AGAIN}") from error
     if isinstance(found, int) and found > FORMAT:
         raise IndexError_(
             f"{path} has index format {found}; this version reads up to {FORMAT}. Upgrade ragtune, or index again."
         )
     if data.pop("checksum", None) != _checksum(data):
-        raise IndexCorrupt(f"{path} is damaged: its checksum does not match. {again}")
+        raise IndexCorrupt(f"{path} is damaged: its checksum does not match. {AGAIN}")
     try:
         files = {}
         for stem, entry in data.pop("files").items():
@@ -147,7 +164,7 @@ def _parse_manifest(path: Path, raw: bytes) -> Manifest:
             files[stem] = (entry["name"], FileRecord(entry["bytes"], entry["sha256"]))
         return Manifest(**{**data, "files": files, "roots": tuple(data["roots"])})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise IndexCorrupt(f"{path} is damaged: unexpected content ({error}). {again}") from error
+        raise IndexCorrupt(f"{path} is damaged: unexpected content ({error}). {AGAIN}") from error
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -155,7 +172,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         if path.stat().st_size > _MANIFEST_LIMIT:
-            raise IndexCorrupt(f"{path} is damaged: larger than any manifest. Index the documents again.")
+            raise IndexCorrupt(f"{path} is damaged: larger than any manifest. {AGAIN}")
         raw = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         what = "There is no such folder" if not folder.exists() else "The folder holds no committed index"
@@ -174,17 +191,14 @@ def next_generation(folder: Path) -> int:
 def file_of(folder: Path, manifest: Manifest, stem: str) -> Path:
     """The path of one file of the generation, after a check that it is a plain file of the recorded size."""
     if stem not in manifest.files:
-        raise IndexCorrupt(f"{folder / MANIFEST} names no {stem} file. Index the documents again.")
+        raise IndexCorrupt(f"{folder / MANIFEST} names no {stem} file. {AGAIN}")
     name, record = manifest.files[stem]
     path = folder / name
     info = os.lstat(path)
     if not os.path.isfile(path) or os.path.islink(path):
-        raise IndexCorrupt(f"{path} is not a plain file. Index the documents again.")
+        raise IndexCorrupt(f"{path} is not a plain file. {AGAIN}")
     if info.st_size != record.bytes:
-        raise IndexCorrupt(
-            f"{path} is damaged: it has {info.st_size} bytes, the manifest says {record.bytes}. "
-            "Restore it from a backup or index the documents again."
-        )
+        raise IndexCorrupt(f"{path} is damaged: it has {info.st_size} bytes, the manifest says {record.bytes}. {AGAIN}")
     return path
 
 
@@ -209,42 +223,25 @@ def damaged_files(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def load_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """Memory-map a .npy file that must hold exactly this type and shape; IndexCorrupt otherwise."""
-    try:
-        array = np.load(path, mmap_mode="r" if all(shape) else None, allow_pickle=False)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, EOFError, SyntaxError, TypeError, KeyError, OverflowError) as error:
-        raise IndexCorrupt(f"{path} is damaged: {error}. Index the documents again.") from error
-    if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
-        raise IndexCorrupt(
-            f"{path} is damaged: it holds {array.dtype} {array.shape}, expected {dtype} {shape}. "
-            "Index the documents again."
-        )
-    return array
+    """Memory-map a file of plain little-endian numbers; IndexCorrupt unless it holds exactly this type and shape.
+
+    Plain numbers, not .npy: the reader of that format evaluates a header of Python text, which is neither safe to call
+    from several threads (CPython 3.11) nor free of surprises for damaged files.
+    """
+    wanted = dtype.itemsize * math.prod(shape)
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != wanted:
+            raise IndexCorrupt(f"{path} is damaged: it has {size} bytes, expected {wanted}. {AGAIN}")
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""  # nothing cannot be mapped
+    return np.frombuffer(mapped, dtype).reshape(shape)
 
 
-def array_blocks(dtype: np.dtype, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> Iterator[bytes | memoryview]:
-    """A .npy file in pieces, so that a large array is never held whole: the header, then every part in order."""
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    with contextlib.closing(_Bytes()) as sink:
-        np.lib.format.write_array_header_1_0(sink, header)
-        yield bytes(sink.data)
+def array_blocks(dtype: np.dtype, parts: Iterable[np.ndarray]) -> Iterator[memoryview]:
+    """What `load_array` reads, in pieces, so that a large array is never held whole."""
     for part in parts:
-        yield np.ascontiguousarray(part, dtype=dtype).reshape(-1).view(np.uint8).data
-
-
-class _Bytes:
-    """The little of a binary file that numpy needs to write a header."""
-
-    def __init__(self) -> None:
-        self.data = bytearray()
-
-    def write(self, data: bytes) -> None:
-        self.data += data
-
-    def close(self) -> None:
-        self.data = bytearray(self.data)
+        if part.size:
+            yield np.ascontiguousarray(part, dtype=dtype).reshape(-1).view(np.uint8).data
 
 
 Blocks = Callable[[], Iterable[bytes | memoryview]]

@@ -103,7 +103,7 @@ class Approximate:
         """What `open` reads."""
         import faiss
 
-        return memoryview(faiss.serialize_index(self._index))
+        return faiss.serialize_index(self._index).data
 
     @property
     def rows(self) -> int:
@@ -115,7 +115,8 @@ class Approximate:
         import faiss
 
         probes = max(8, math.ceil(self._index.nlist * _PROBED_SHARE))
-        params = faiss.SearchParametersIVF(nprobe=min(probes, self._index.nlist))
+        params = faiss.SearchParametersIVF()
+        params.nprobe = min(probes, self._index.nlist)
         wanted = min(k * _OVERSAMPLE, len(matrix))
         _, rows = self._index.search(np.ascontiguousarray(queries), wanted, params=params)
         out = []
