@@ -2,6 +2,10 @@
 
 An adapter folder is PEFT's own (adapter_config.json, adapter_model.safetensors) or, for method "full", a whole model;
 `ragtune.json` beside it names the base and the tokenizer it was trained with.
+
+An attached LoRA adds two small products to every layer, a third of the time on a processor. So an adapter whose merged
+weights answer like the attached ones (`parity`) is served merged: its weights are swapped in, and the base's own
+tensors, never written to, are swapped back.
 """
 
 from __future__ import annotations
@@ -10,21 +14,49 @@ import contextlib
 import copy
 import json
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rag.decode import Job, TextStream, run
 from rag.engine import make_backend_factory
 from rag.errors import AdapterMismatch, ModelError, UnknownModel
 from rag.names import ModelFolder, check_folder
-from rag.starters import file_sha256, quiet
+from rag.protocols import Decoding, Message
+from rag.starters import file_sha256, quiet, read_cache, write_cache
 from rag.types import content_hash
 
 if TYPE_CHECKING:
+    import torch
+
     from rag.generator import LocalGenerator
 
 RECORD = "ragtune.json"
+MERGED_BYTES = 2 << 30
+_NOT_MERGED = ("modules_to_save", "trainable_token_indices", "lora_bias", "alora_invocation_tokens")
+PARITY_TOKENS = 8
+PARITY_VERSION = 1
+_SUBJECTS = ("harbour", "library", "valley", "school", "engine", "festival", "museum", "river")
+PARITY_PROMPTS: tuple[list[Message], ...] = tuple(
+    [{"role": "user", "content": text.format(subject)}]
+    for subject in _SUBJECTS
+    for text in (
+        "[1] The {0} was opened in 1931 by Ada Lowe.\n\nQuestion: Who opened the {0}?",
+        "What is a {0}?",
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """Merged against attached: `equal` when greedy tokens agree and no logit differs by more than `tolerance`."""
+
+    equal: bool
+    prompts: int
+    different: int
+    largest: float
+    tolerance: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +113,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def _compare(
+    attached: tuple[list[list[int]], torch.Tensor], merged: tuple[list[list[int]], torch.Tensor], *, low_precision: bool
+) -> Parity:
+    tolerance = float(attached[1].max() - attached[1].min()) * (0.02 if low_precision else 1e-4)
+    largest = float((attached[1] - merged[1]).abs().max())
+    different = sum(a != b for a, b in zip(attached[0], merged[0], strict=True))
+    return Parity(different == 0 and largest <= tolerance, len(attached[0]), different, largest, tolerance)
+
+
 class AdapterSet:
     """The adapters of one generator. Its caller holds the generator's lock."""
 
@@ -90,6 +131,7 @@ class AdapterSet:
         self._full: dict[str, Any] = {}
         self._loaded: dict[str, AdapterFolder] = {}
         self._active: str | None = None
+        self._merged: dict[str, list[tuple[Any, torch.Tensor, torch.Tensor]]] = {}
         self._factories: dict[str | None, Callable[[int, int], Any]] = {}
 
     def load(self, folder: Path) -> str:
@@ -103,6 +145,8 @@ class AdapterSet:
         else:
             self._load_peft(found)
         self._loaded[found.key] = found
+        if not found.full and self.parity(found.key).equal:
+            self._keep_merged(found.key)
         return found.key
 
     def _check(self, found: AdapterFolder) -> None:
@@ -196,12 +240,88 @@ class AdapterSet:
     def _switch(self, key: str | None) -> None:
         if self._peft is None or key == self._active:
             return
-        if key is None:
+        for layer, _, own in self._merged.get(self._active or "", ()):
+            layer.weight.data = own
+        if key in self._merged or key is None:
             self._peft.base_model.disable_adapter_layers()
         else:
             self._peft.base_model.enable_adapter_layers()
             self._peft.set_adapter(key)
+        for layer, merged, _ in self._merged.get(key or "", ()):
+            layer.weight.data = merged
         self._active = key
+
+    # --- merged serving ----------------------------------------------------------------------------------------------
+
+    def parity(self, key: str, prompts: Sequence[Sequence[Message]] = PARITY_PROMPTS) -> Parity:
+        """Whether merged and attached weights give the same answers to these prompts; remembered in the cache."""
+        generator = self._generator
+        parts = (generator.fingerprint, key, str(generator.dtype), str(generator.device), str(PARITY_VERSION))
+        name = content_hash(*parts, json.dumps([list(p) for p in prompts], sort_keys=True))
+        known = read_cache("parity", name)
+        if isinstance(known, dict) and set(known) == {f.name for f in fields(Parity)}:
+            return Parity(**known)
+        served = self._merged.pop(key, None) if key != self._active else None
+        attached = self._greedy(key, prompts)
+        kept = self._keep_merged(key)
+        if kept:
+            merged = self._greedy(key, prompts)
+            self._drop_merged(key)
+            result = _compare(attached, merged, low_precision=generator.dtype.itemsize < 4)
+        else:
+            result = Parity(False, len(prompts), 0, 0.0, 0.0)
+        if served is not None:
+            self._merged[key] = served
+        write_cache("parity", name, asdict(result))
+        return result
+
+    def _greedy(self, key: str, prompts: Sequence[Sequence[Message]]) -> tuple[list[list[int]], torch.Tensor]:
+        """Greedy tokens and the logits of the first of them."""
+        import torch
+
+        generator = self._generator
+        ids = [generator.prompt_ids(prompt) for prompt in prompts]
+        decoding = Decoding(max_new_tokens=PARITY_TOKENS)
+        jobs = [Job(i, p, decoding, PARITY_TOKENS, TextStream(generator.tokenizer)) for i, p in enumerate(ids)]
+        make = self.backend_factory(None)
+        with self.active(key):
+            backend = make(max(map(len, ids)) + 1, 1)
+            logits = torch.cat([backend.admit([(0, prompt)]) for prompt in ids])
+            for _ in run(make, jobs, generator.tokens.ends):
+                continue
+        return [job.out for job in jobs], logits
+
+    def _keep_merged(self, key: str) -> bool:
+        """Make the merged weights of an adapter; False where that is not possible or takes too much memory."""
+        import torch
+        from peft.tuners.lora import LoraLayer
+
+        self._switch(None)
+        config = self._peft.peft_config[key]
+        layers = [m for m in self._peft.modules() if isinstance(m, LoraLayer) and key in m.r]
+        bases = [layer.get_base_layer() for layer in layers]
+        embedding = self._generator.model.get_input_embeddings().weight
+        held = sum(merged.nbytes for entries in self._merged.values() for _, merged, _ in entries)
+        simple = all(type(base) is torch.nn.Linear and base.weight is not embedding for base in bases)
+        special = any(getattr(config, name, None) for name in _NOT_MERGED)
+        small = held + sum(base.weight.nbytes for base in bases) <= MERGED_BYTES
+        if not layers or not simple or special or not small or getattr(config, "bias", "none") != "none":
+            return False
+        entries: list[tuple[Any, torch.Tensor, torch.Tensor]] = []
+        with torch.no_grad():
+            for layer, base in zip(layers, bases, strict=True):
+                own = base.weight.data
+                base.weight.data = own.clone()
+                layer.merge(adapter_names=[key])
+                entries.append((base, base.weight.data, own))
+                base.weight.data = own
+                layer.merged_adapters.clear()  # the base holds its own weights again
+        self._merged[key] = entries
+        return True
+
+    def _drop_merged(self, key: str) -> None:
+        self._switch(None)
+        self._merged.pop(key, None)
 
     def backend_factory(self, key: str | None) -> Callable[[int, int], Any]:
         """Backends on the model that serves this adapter."""
@@ -214,9 +334,8 @@ class AdapterSet:
         """A copy of the base with this adapter folded into its weights."""
         if key in self._full:
             return copy.deepcopy(self._full[key])
-        self._switch(key)
-        peft = copy.deepcopy(self._peft)
         self._switch(None)
+        peft = copy.deepcopy(self._peft)
         peft.base_model.enable_adapter_layers()
         peft.set_adapter(key)
         return peft.merge_and_unload(adapter_names=[key])

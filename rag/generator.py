@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rag.adapters import AdapterSet
+from rag.adapters import PARITY_PROMPTS, AdapterSet, Parity
 from rag.copying import CopyState, CopyTable, SpanTokens
 from rag.decode import Job, TextStream, run
 from rag.errors import ConfigError, ModelError
@@ -20,6 +20,7 @@ from rag.protocols import Decoding, Generation, Message, Progress
 from rag.scoring import score_rows
 from rag.starters import quiet, weights_fingerprint
 from rag.tokens import ChatTokens, tokenizer_hash
+from rag.types import content_hash
 
 if TYPE_CHECKING:
     import torch
@@ -207,13 +208,21 @@ class LocalGenerator:
         stack = self._selected.get(threading.get_ident())
         return stack[-1][1] if stack else None
 
+    def parity_check(self, folder: str | Path, prompts: Sequence[Sequence[Message]] = PARITY_PROMPTS) -> Parity:
+        """Whether the adapter's merged weights answer like the attached ones (greedy tokens, logits within tolerance).
+
+        `attach` does this once for each adapter and serves it merged, which is faster, only where they do.
+        """
+        with self._lock:
+            return self._adapters.parity(self._adapters.load(Path(folder)), prompts)
+
     def merge(self, folder: str | Path) -> LocalGenerator:
         """A new generator whose weights have the adapter folded in; this one stays as it is."""
         with self._lock:
-            model = self._adapters.merged_model(self._adapters.load(Path(folder)))
-        return LocalGenerator(
-            model, self.tokenizer, name=f"{self.name}+{Path(folder).name}", fingerprint=f"{self.fingerprint}+{folder}"
-        )
+            key = self._adapters.load(Path(folder))
+            model = self._adapters.merged_model(key)
+        name = f"{self.name}+{Path(folder).name}"
+        return LocalGenerator(model, self.tokenizer, name=name, fingerprint=content_hash(self.fingerprint, key))
 
 
 def check_decoding(decoding: Decoding) -> None:

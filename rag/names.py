@@ -33,9 +33,10 @@ class ModelFolder:
     starter: bool = False
 
 
-def alternatives(kind: str) -> str:
+def alternatives(kind: str, *, starter: bool = True) -> str:
     """A sentence with what can be named on this machine without a network."""
-    options = [f"'{STARTER}' (comes with the installation)", "a folder with config.json and *.safetensors"]
+    options = [f"'{STARTER}' (comes with the installation)"] if starter and kind != "reranker" else []
+    options.append("a folder with config.json and *.safetensors")
     if kind == "generator":
         options.append("an endpoint, 'openai:MODEL@http://127.0.0.1:11434/v1'")
     cached = cached_hub_models()
