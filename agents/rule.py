@@ -109,7 +109,11 @@ class Sensitivity:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The choice, and all that it rests on. `chosen` is None only where every arm breaks a hard limit."""
+    """The choice, and all that it rests on. `chosen` is None only where every arm breaks a hard limit.
+
+    `interaction` is (tuned+rag − rag) − (tuned − base); `headroom` is the oracle bound minus the arm with its weights
+    (tuned+rag, or rag where nothing was tuned): what perfect retrieval would bring.
+    """
 
     chosen: str | None
     outcome: Outcome
@@ -160,8 +164,9 @@ def decide(
     if all(arm in scores for arm in ARMS):
         base, rag, tuned, both = (scores[arm] for arm in ARMS)
         interaction = interval([(1.0, both), (-1.0, rag), (-1.0, tuned), (1.0, base)])
-    if chosen and "oracle" in scores:
-        headroom = interval([(1.0, scores["oracle"]), (-1.0, scores[chosen])])
+    reader = next((arm for arm in ("tuned+rag", "rag") if arm in scores), None)  # with the weights of the oracle
+    if reader and "oracle" in scores:
+        headroom = interval([(1.0, scores["oracle"]), (-1.0, scores[reader])])
     documents = len(set(clusters))
     return Decision(
         chosen,

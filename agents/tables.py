@@ -76,15 +76,14 @@ def arms_table(data: Mapping[str, Any], metric: str) -> str:
             *(_cell(arm.get(key)) for key, _ in shown),
         ]
         rows.append((look(data, arm), [*cells, f"{arm['answer_words']['mean']:.1f}"]))
-    headroom = data.get("headroom")
     below = ""
-    if headroom and data["chosen"]:
-        gap = interval(headroom)
+    if data.get("headroom"):
+        gap, names = interval(data["headroom"]), [arm["arm"] for arm in data["arms"]]
+        reader = "tuned+rag" if "tuned+rag" in names else "rag"
         below = (
-            f'<p class="aside">With the right passages instead of the retrieved ones, {text(metric)} would be '
-            f"{signed(gap.mean)} ({signed(gap.low)} to {signed(gap.high)}) from {text(data['chosen'])}: that is "
-            "what better "
-            "retrieval can bring, and no more.</p>"
+            f'<p class="aside">With the right passages instead of the retrieved ones {text(reader)} would change by '
+            f"{signed(gap.mean)} ({signed(gap.low)} to {signed(gap.high)}) in {text(metric)}: what perfect retrieval "
+            "could bring.</p>"
         )
     return f"<h2>Quality of all arms</h2>{_table('Quality of all arms', heads, rows)}{below}"
 
@@ -182,7 +181,7 @@ def _sensitivity(data: Mapping[str, Any]) -> str:
         points.append(f"<li>{said}</li>")
     return (
         '<h3>If the number of questions were another</h3><p class="aside">Training and indexing are paid once and '
-        'shared '
+        "shared "
         "by the questions until the next time. A price of the machine's hour scales all costs alike and changes no "
         f"choice.</p>{found}<ul>{''.join(points)}</ul>"
     )
