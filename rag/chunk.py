@@ -20,33 +20,20 @@ that must fit into the same tokens; and it counts tokens several times for each 
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
+from rag.atoms import common_length, count_words, cut_atoms
 from rag.errors import ConfigError
-from rag.sentences import CODE, LINE, PARAGRAPH, ROW, SENTENCE, sentences, units
+from rag.sentences import sentences
 from rag.types import Chunk, Document, content_hash
 
 __all__ = ["ChunkConfig", "chunk_document", "count_words", "sentences"]
 
 _MIN_TOKENS = 16
-_BREAK = {PARAGRAPH: 0.0, LINE: 0.05, SENTENCE: 0.15, CODE: 0.3, ROW: 0.3}
-_BREAK_AFTER_COLON = 0.3  # "The steps are:" stays with the steps
-_BREAK_WITHIN_SENTENCE = 0.6
-_BREAK_AFTER_HEADING = 1.0
-_CROSS_HEADING = 0.5
-_CROSS_LEVEL = 0.15  # more for each level that is left
 _ROUNDS = 3  # of new cuts after counting tokens; what does not fit even then is cut where it stands
-_SMALL_ATOM = 5.0  # words; smaller neighbours are taken together, which bounds the search
-
-_CJK = "\u1100-\u11ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
-_CJK_OR_WORD = re.compile(f"([{_CJK}])|[^\\s{_CJK}]+")
-# About one match for one token of the usual subword vocabularies; rather a few too many than too few.
-_TOKEN_LIKE = re.compile(f"[{_CJK}]|[^\\W\\d_{_CJK}]{{1,7}}|\\d{{1,2}}|[^\\w\\s]|_")
-_RULE = re.compile(r"([^\w\s`|])\1{2,}[ \t]*$", re.MULTILINE)
 
 
 _Span: TypeAlias = "tuple[int, int, tuple[str, ...]]"  # start, end, heading path
@@ -78,13 +65,6 @@ class ChunkConfig:
             )
 
 
-def count_words(text: str) -> float:
-    """White-space separated words; each Chinese, Japanese or Korean character is half a word."""
-    if text.isascii():
-        return float(len(text.split()))
-    return sum(0.5 if cjk else 1.0 for cjk in _CJK_OR_WORD.findall(text))
-
-
 def chunk_document(
     document: Document, config: ChunkConfig = ChunkConfig(), *, count_tokens: Callable[[str], int], max_tokens: int
 ) -> list[Chunk]:
@@ -102,32 +82,6 @@ def chunk_document(
     return _Chunker(document, config, count_tokens, max_tokens).chunks()
 
 
-@dataclass(slots=True)
-class _Atoms:
-    """The pieces that are never cut (unless they alone are too long), as parallel lists for speed."""
-
-    starts: list[int] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
-    words: list[float] = field(default_factory=list)
-    tokens: list[float] = field(default_factory=list)
-    breaks: list[float] = field(default_factory=list)  # cost of a border behind the atom
-    crossing: list[float] = field(default_factory=list)  # cost of the atom within a chunk that began before it
-    sections: list[int] = field(default_factory=list)
-
-    def add(self, text: str, start: int, end: int, cost: float, crossing: float, section: int) -> None:
-        piece = text[start:end]
-        self.starts.append(start)
-        self.ends.append(end)
-        self.words.append(count_words(piece))
-        self.tokens.append(float(len(_TOKEN_LIKE.findall(piece))))
-        self.breaks.append(cost)
-        self.crossing.append(crossing)
-        self.sections.append(section)
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-
 class _Chunker:
     def __init__(
         self, document: Document, config: ChunkConfig, count_tokens: Callable[[str], int], max_tokens: int
@@ -137,10 +91,8 @@ class _Chunker:
         self.config = config
         self.count_tokens = count_tokens
         self.max_tokens = max_tokens
-        self.paths: list[tuple[str, ...]] = []
-        self.path_tokens: list[float] = []
         self.fitting: set[_Span] = set()
-        self.atoms = self._cut_atoms()
+        self.atoms = cut_atoms(document, max_words=config.max_words, max_tokens=max_tokens)
 
     def chunks(self) -> list[Chunk]:
         spans = [span for i, j in self._parts() for span in self._fit(i, j)]
@@ -148,123 +100,6 @@ class _Chunker:
             first, rest = spans[:1], spans[1:]
             spans = first + [(self._overlapped(start, end, path), end, path) for start, end, path in rest]
         return [self._chunk(*span) for span in spans]
-
-    # --- atoms ---
-
-    def _cut_atoms(self) -> _Atoms:
-        atoms = _Atoms()
-        previous: tuple[str, ...] = ()
-        for number, (start, heading_end, end, path) in enumerate(self._sections()):
-            self.paths.append(self._short_path(path))
-            self.path_tokens.append(len(_TOKEN_LIKE.findall(" › ".join(self.paths[-1]))) + len(self.paths[-1]))
-            first = len(atoms)
-            if heading_end > start:
-                self._add_unit(atoms, start, heading_end, _BREAK_AFTER_HEADING, number)
-            body = len(atoms)
-            for a, b, kind in units(self.text, heading_end, end):
-                cost = _BREAK[kind]
-                if kind in (PARAGRAPH, LINE) and self.text[b - 1] in ":：":
-                    cost = _BREAK_AFTER_COLON
-                self._add_unit(atoms, a, b, cost, number)
-            if body == len(atoms) and body > first:
-                atoms.breaks[-1] = 0.2  # a heading without a body of its own
-            if first < len(atoms) and heading_end > start:
-                left = len(previous) - _common(previous, path)
-                atoms.crossing[first] = (
-                    0.1 if first and atoms.breaks[first - 1] == 0.2 else _CROSS_HEADING + _CROSS_LEVEL * left
-                )
-            previous = path
-        return atoms
-
-    def _add_unit(self, atoms: _Atoms, start: int, end: int, cost: float, section: int) -> None:
-        """One atom; joined to the atom before when both are tiny; several when it is too long for a chunk."""
-        if (
-            atoms.sections
-            and atoms.sections[-1] == section
-            and atoms.words[-1] < _SMALL_ATOM
-            and end - atoms.starts[-1] < 100
-            and 0 < atoms.breaks[-1] < _BREAK_AFTER_HEADING
-        ):
-            start = atoms.starts[-1]
-            for values in (atoms.starts, atoms.ends, atoms.words, atoms.tokens, atoms.breaks, atoms.sections):
-                values.pop()
-            crossing = atoms.crossing.pop()
-            atoms.add(self.text, start, end, cost, crossing, section)
-            return
-        for a, b in self._pieces(start, end):
-            atoms.add(self.text, a, b, cost if b == end else _BREAK_WITHIN_SENTENCE, 0.0, section)
-
-    def _pieces(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """The unit itself, or parts of it that fit into a chunk, cut at white space where there is any."""
-        room = max(8, int(0.7 * self.max_tokens))
-        most = 4 * room  # characters
-        short = min(room, self.config.max_words)  # characters that fit whatever they are
-        while end - start > most or (end - start > short and self._too_long(start, end, room)):
-            cut = start + min(most, max(1, (end - start) // 2))
-            space = max(self.text.rfind(" ", start + 1, cut), self.text.rfind("\n", start + 1, cut))
-            if space > start + (cut - start) // 2:
-                cut = space
-            piece_end = cut
-            while piece_end > start and self.text[piece_end - 1].isspace():
-                piece_end -= 1
-            yield from self._pieces(start, piece_end)
-            start = cut
-            while start < end and self.text[start].isspace():
-                start += 1
-        if start < end:
-            yield start, end
-
-    def _too_long(self, start: int, end: int, room: int) -> bool:
-        piece = self.text[start:end]
-        return count_words(piece) > self.config.max_words or len(_TOKEN_LIKE.findall(piece)) > room
-
-    # --- sections ---
-
-    def _sections(self) -> Iterator[tuple[int, int, int, tuple[str, ...]]]:
-        """(start, end of the heading line, end, heading path) of each section; the first may have no heading."""
-        text, title = self.text, self.document.title
-        headings = sorted({h.start: h for h in self.document.headings}.values(), key=lambda h: h.start)
-        headings = [h for h in headings if 0 <= h.start < len(text)]
-        root = (title,) if title else ()
-        first = headings[0].start if headings else len(text)
-        if text[:first].strip():
-            yield 0, 0, first, root
-        stack: list[tuple[int, str]] = []
-        for k, heading in enumerate(headings):
-            end = headings[k + 1].start if k + 1 < len(headings) else len(text)
-            while stack and stack[-1][0] >= heading.level:
-                stack.pop()
-            stack.append((heading.level, heading.text))
-            names = tuple(name for _, name in stack if name)
-            same = names and title and names[0].casefold() == title.casefold()
-            start = heading.start
-            while start < end and text[start].isspace():
-                start += 1
-            yield start, self._heading_end(start, end), end, names if same else root + names
-
-    def _heading_end(self, start: int, end: int) -> int:
-        """The end of the heading line, with the rules above and below it that Markdown and reStructuredText draw."""
-        stop = _line_end(self.text, start, end)
-        if _RULE.match(self.text, start, stop) and stop < end:  # the rule above the title
-            stop = _line_end(self.text, stop + 1, end)
-        below = _line_end(self.text, stop + 1, end) if stop < end else stop
-        if below > stop and _RULE.match(self.text, stop + 1, below):
-            stop = below
-        while stop > start and self.text[stop - 1].isspace():
-            stop -= 1
-        return stop
-
-    def _short_path(self, path: tuple[str, ...]) -> tuple[str, ...]:
-        """A path that leaves three quarters of the tokens to the text: long names are cut, then levels left out."""
-        room = self.max_tokens // 4
-        names = [" ".join(name.split())[:100].strip() for name in path]
-        while names and len(_TOKEN_LIKE.findall(" ".join(names))) + 2 * len(names) > room:
-            if len(names) > 1:
-                del names[1 if len(names) > 2 else 0]
-            else:
-                words = names[0].split()
-                names = [" ".join(words[: len(words) // 2])] if len(words) > 1 else []
-        return tuple(names)
 
     # --- cuts ---
 
@@ -279,7 +114,7 @@ class _Chunker:
             for k in low:
                 tokens[k] = float(self.count_tokens(self.text[self.atoms.starts[k] : self.atoms.ends[k]]))
             for section in {self.atoms.sections[k] for k in low}:
-                self.path_tokens[section] = float(self.count_tokens(" › ".join(self.paths[section])))
+                self.atoms.path_tokens[section] = float(self.count_tokens(" › ".join(self.atoms.paths[section])))
             counted.update(low)
             parts = self._partition(0, len(self.atoms), tokens)
         return parts
@@ -287,9 +122,9 @@ class _Chunker:
     def _span(self, i: int, j: int) -> _Span:
         """Offsets of the atoms i to j, and the heading path that they have in common."""
         a = self.atoms
-        path = self.paths[a.sections[i]]
+        path = self.atoms.paths[a.sections[i]]
         for section in range(a.sections[i] + 1, a.sections[j - 1] + 1):
-            path = path[: _common(path, self.paths[section])]
+            path = path[: common_length(path, self.atoms.paths[section])]
         return a.starts[i], a.ends[j - 1], path
 
     def _partition(
@@ -305,7 +140,7 @@ class _Chunker:
         best = [0.0] * (last - first + 1)
         choice = [0] * (last - first)
         for i in range(last - 1, first - 1, -1):
-            room = limit - self.path_tokens[a.sections[i]]
+            room = limit - self.atoms.path_tokens[a.sections[i]]
             size = used = crossed = 0.0
             lowest, at = float("inf"), i + 1
             for j in range(i, last):
@@ -404,16 +239,3 @@ class _Chunker:
             page=page,
             headings=path,
         )
-
-
-def _line_end(text: str, start: int, end: int) -> int:
-    found = text.find("\n", start, end)
-    return end if found < 0 else found
-
-
-def _common(a: tuple[str, ...], b: tuple[str, ...]) -> int:
-    """Length of the common beginning."""
-    n = 0
-    while n < min(len(a), len(b)) and a[n] == b[n]:
-        n += 1
-    return n
