@@ -34,7 +34,7 @@ class AnswerConfig:
     decoding: "copy" restricts answers over passages to their own words, "free" does not.
     """
 
-    k: int = 3
+    k: int = 2
     context_tokens: int = 1024
     max_new_tokens: int = 48
     style: Style = "examples"

@@ -36,7 +36,7 @@ class RowsConfig:
     `shuffle`: passages in random order (seeded) instead of serving order.
     """
 
-    k: int = 3
+    k: int = 2
     insert: float = 1.0
     withhold: float = 0.0
     abstain_share: float = 0.15

