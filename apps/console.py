@@ -111,7 +111,8 @@ class Console:
         if finished and self._finished and not fresh:
             return  # told once is enough
         self._finished = finished
-        if not finished and not (fresh and self._tty) and now - self._written < (EVERY_TTY if self._tty else EVERY_LOG):
+        at_once = fresh and (self._tty or not total)  # in a log, only what cannot be counted is announced
+        if not finished and not at_once and now - self._written < (EVERY_TTY if self._tty else EVERY_LOG):
             return
         if finished and not self._tty and now - self._began < 1.0:
             return  # a stage of less than a second is no news in a log
@@ -130,6 +131,8 @@ class Console:
         print(text.encode(encoding, "backslashreplace").decode(encoding), file=self.out, flush=True)
 
     def _line(self, stage: str, done: int, total: int, detail: str, elapsed: float) -> str:
+        if not (done or total) and elapsed < 1.0:
+            return stage + (f": {detail}" if detail else "")
         share = f" {done}/{total} ({100 * done // total} %)" if total > 0 else f" {done}" if done else ""
         left = ""
         if 0 < done < total and elapsed >= 1.0:

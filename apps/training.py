@@ -89,7 +89,7 @@ def train_adapter(
     from tuning.train import train
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    console.progress(f"{stage}: loading {plan.base}", 0, 0)
+    console.progress(stage, 0, 0, f"loading {plan.base}")
     return train(
         rows,
         base=plan.base,

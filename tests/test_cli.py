@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -212,6 +211,12 @@ def test_short_stages_are_no_news_in_a_log() -> None:
     clock, err = Clock(), io.StringIO()
     Console(err=err, clock=clock).progress("reading", 3, 3)
     assert err.getvalue() == ""
+
+
+def test_a_stage_that_cannot_be_counted_is_announced_at_once() -> None:
+    err = io.StringIO()
+    Console(err=err, clock=Clock()).progress("loading the generator", 0, 0, "starter")
+    assert err.getvalue() == "loading the generator: starter\n"
 
 
 def test_terminal_progress_rewrites_one_line() -> None:
@@ -454,7 +459,7 @@ def test_interrupting_a_real_process_exits_130(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "a.txt")], cwd=ROOT, capture_output=True, text=True, timeout=120,
-        check=False, env={**os.environ, "RAGTUNE_QUIET": "1"}, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        check=False, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     assert done.returncode == 130, done.stderr
     assert "Traceback" not in done.stderr and "stopped" in done.stderr
