@@ -30,14 +30,14 @@ def build_page(service: Service) -> gr.Blocks:
     with gr.Blocks(
         title=f"{service.library.name} · ragtune", fill_width=True, analytics_enabled=False, delete_cache=(3600, 3600)
     ) as page:
-        head = gr.HTML(elem_id="head")
+        head = gr.HTML(elem_id="head", apply_default_css=False)
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Chat", id="chat"):
                 chat = _chat_tab()
             with gr.Tab("Documents", id="documents") as documents_tab:
                 shelf = _documents_tab(service)
             with gr.Tab("Decision", id="decision"):
-                decision = gr.HTML(elem_id="decision")
+                decision = gr.HTML(elem_id="decision", apply_default_css=False)
         _window(service)
         clock = gr.Timer(0.5)
         _wire_chat(service, page, chat)

@@ -47,18 +47,11 @@ ATTACKS = [
     "ipt>alert(1)</scr",
     "\ud800 \x00 \u202egnp.exe",
 ]
-TAGS = {
-    *(
-        "div p span b i h2 h3 h4 code pre ul ol li a article section aside details summary mark bdi button table thead"
-    ).split(),
-    *("tbody tr th td br em strong blockquote hr h1 h5 h6 header").split(),
-}
-ATTRIBUTES = {
-    *(
-        "class id href title open role style dir type start tabindex data-turn data-arm data-status aria-busy aria-label"
-    ).split(),
-    *("data-target data-start data-end data-at data-source data-label data-stage").split(),
-}
+_TAGS = """div p span b i h1 h2 h3 h4 h5 h6 code pre ul ol li a article section aside header details summary mark bdi
+    button table thead tbody tr th td br em strong blockquote hr"""
+_ATTRIBUTES = """class id href title open role style dir type start tabindex aria-label aria-busy data-turn data-arm
+    data-status data-target data-start data-end data-at data-source data-label data-stage"""
+TAGS, ATTRIBUTES = set(_TAGS.split()), set(_ATTRIBUTES.split())
 
 
 class Seen(HTMLParser):
