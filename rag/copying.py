@@ -21,9 +21,10 @@ _DENSE = (
 _MARKS = "\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0900-\u0dff"  # signs that belong to the letter before
 _WORD = rf"(?:[^\W{_DENSE}]|[{_MARKS}])+"
 # A unit: a word with inner apostrophes and decimal signs ("don't", "1,000.5", "10:30"), one dense character, one sign.
-_UNIT = re.compile(rf"{_WORD}(?:(?:(?<=\d)[.,:](?=\d)|['’](?=[^\W\d_])){_WORD})*|[{_DENSE}][{_MARKS}]*|[^\s]")
+# The possessive stands apart, because in "Ida Brandt's boat" the answer is often the name.
+_UNIT = re.compile(rf"{_WORD}(?:(?:(?<=\d)[.,:](?=\d)|['’](?!s\b)(?=[^\W\d_])){_WORD})*|[{_DENSE}][{_MARKS}]*|[^\s]")
 _NO_START = frozenset(".,;:!?)]}”’»、。，；：？！）】」』…")
-_NO_END = frozenset(",;:([{“‘«、，；：（【「『-–—/&=<>|\\@#~^_")
+_NO_END = frozenset("'’,;:([{“‘«、，；：（【「『-–—/&=<>|\\@#~^_")
 _CACHE_LIMIT = 200_000
 
 
@@ -84,6 +85,7 @@ class SpanTokens:
         # A character of several tokens ends only behind the last of them, where the next token starts no earlier.
         is_end = np.array([e in ends for e in token_ends.tolist()], dtype=bool) & (following >= token_ends)
         running_end = np.where(is_end & (running >= 0), token_ends, -1)
+        running[_dead(running, running_end)] = -1
         starts = [s for s, _ in units if text[s] not in _NO_START and not any(b <= s < e for b, e in banned)]
         return self._spans(text, starts, offsets, running, running_end, token_ends, lead)
 
@@ -182,6 +184,15 @@ class CopyState:
             span = self._alive[reached[0]]
             self.text = self._texts[self._owner[span]][self._start[span] : ends[reached[0]]]
             self.kept = self._depth
+
+
+def _dead(running: np.ndarray, running_end: np.ndarray) -> np.ndarray:
+    """Where no span can end any more (a space before a barrier or at the end): a way into it would not lead out."""
+    places = np.arange(len(running))
+    none = len(running)
+    next_end = np.minimum.accumulate(np.where(running_end >= 0, places, none)[::-1])[::-1]
+    next_barrier = np.minimum.accumulate(np.where(running < 0, places, none)[::-1])[::-1]
+    return next_barrier <= next_end
 
 
 def _join(arrays: list[np.ndarray]) -> np.ndarray:
