@@ -1,0 +1,492 @@
+"""Question-answer-evidence rows from documents alone: possible answers, questions for them, a round trip, what is kept.
+
+    span of a chunk → a question (by rules of word order, or written by the generator)
+      → it stands alone → the retriever finds the chunk → the answerer, given the chunk, returns the span → it is new
+
+Questions by rules have the right answer by construction; written ones sound like a person. Each batch has both, in the
+proportion in which they have passed so far. The run can be stopped and resumed: FILE.partial holds what was kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from rag.errors import ConfigError, QuestionsError, UsageError
+from rag.prompt import is_abstention
+from rag.protocols import Decoding, Generator
+from rag.types import Chunk, Evidence, Passage, Question, content_hash
+from tuning.cloze import cloze_question
+from tuning.rows import find_span
+from tuning.spans import Span, SpanKind, answer_spans
+from tuning.wording import content_words, stands_alone, writing_prompt
+
+if TYPE_CHECKING:
+    from rag.retrieve import Retriever
+
+Progress: TypeAlias = Callable[[str, int, int, str], None]
+Origin = Literal["rule", "written"]
+FILTERS = ("stands_alone", "found", "returned", "new")
+_WEIGHT: dict[SpanKind, float] = {"date": 1.5, "number": 2.0, "name": 1.5, "quoted": 1.0, "phrase": 1.0}
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionsConfig:
+    """How questions are made.
+
+    `k`: the chunk must be among the first k that retrieval finds for the question. `min_f1`: between the span and what
+    the answerer says. `per_chunk`: at most so many are kept of one chunk. `unanswerable_share`: share of the rows whose
+    question the documents do not answer. `similar`: rapidfuzz ratio (0-100) from which two questions count as one.
+    """
+
+    k: int = 3
+    min_f1: float = 0.5
+    per_chunk: int = 2
+    unanswerable_share: float = 0.1
+    similar: float = 88.0
+    batch: int = 64
+    temperature: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("k", "per_chunk", "batch"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("min_f1", "unanswerable_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; allowed is 0 up to, but not including, 1.")
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionsReport:
+    """`filters`: share of the questions tried at a filter that passed it. `asked`: questions that were made up."""
+
+    file: Path
+    asked: int
+    kept: int
+    unanswerable: int
+    filters: dict[str, float]
+    origins: dict[str, int]
+    seconds: float
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    chunk: Chunk
+    span: Span
+    topic: str
+
+    @property
+    def answer(self) -> str:
+        return " ".join(self.chunk.text[self.span.start : self.span.end].split())
+
+    @property
+    def sentence(self) -> str:
+        return " ".join(self.chunk.text[slice(*self.span.sentence)].split())
+
+
+@dataclass
+class _State:
+    """What a partial file holds, and what its counts add up to."""
+
+    kept: list[Question] = field(default_factory=list)
+    origins: list[Origin] = field(default_factory=list)
+    tried: Counter[str] = field(default_factory=Counter)
+    passed: Counter[str] = field(default_factory=Counter)
+    batches: int = 0
+    seconds: float = 0.0
+
+    def rate(self, origin: Origin) -> float:
+        """Share of this origin that was kept, as if one of two had been kept before."""
+        return (self.passed[origin] + 1) / (self.tried[origin] + 2)
+
+
+def make_questions(
+    retriever: Retriever,
+    generator: Generator,
+    *,
+    out: Path | str,
+    n: int = 400,
+    config: QuestionsConfig = QuestionsConfig(),
+    progress: Progress | None = None,
+    resume: bool = True,
+    max_minutes: float | None = None,
+) -> QuestionsReport:
+    """Write up to `n` rows to `out`; fewer when the documents or the time give no more (`complete` is False then).
+
+    Raises:
+        QuestionsError: the index holds no text of which a question could be made.
+        UsageError: `n` is not positive, or FILE.partial is of another index, model or config.
+    """
+    if n < 1:
+        raise UsageError(f"-n is {n}: ask for at least 1 question.")
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    maker = _Maker(retriever, generator, config)
+    partial = _Partial(out.with_name(out.name + ".partial"), maker.identity(), resume)
+    state = partial.state
+    wanted = n - round(n * config.unanswerable_share)
+    began, before = time.perf_counter(), state.seconds
+    batches = maker.batches(state)
+    while len(state.kept) < wanted:
+        if progress:
+            progress("questions", len(state.kept), wanted, f"{state.tried['asked']} asked")
+        if max_minutes is not None and state.seconds >= 60 * max_minutes:
+            break
+        batch = next(batches, None)
+        if batch is None:
+            break
+        maker.run(batch, state, wanted)
+        state.batches += 1
+        state.seconds = before + time.perf_counter() - began
+        partial.append(state)
+    rows = state.kept[:wanted]
+    if not rows:
+        raise QuestionsError(
+            f"None of {state.tried['asked']} questions passed the filters, so {out} was not written. Index more "
+            "documents in plain sentences, or name a larger model with --generator."
+        )
+    unanswerable = maker.unanswerable(rows, min(n - wanted, max(1, round(len(rows) / 9))) if n > wanted else 0)
+    _finish(out, [*rows, *unanswerable], partial.path)
+    return QuestionsReport(
+        out, state.tried["asked"], len(rows), len(unanswerable),
+        {name: state.passed[name] / state.tried[name] if state.tried[name] else 0.0 for name in FILTERS},
+        dict(Counter(state.origins[: len(rows)])), state.seconds, len(rows) == wanted,
+    )  # fmt: skip
+
+
+def split_by_document(
+    questions: Sequence[Question], *, test: float = 0.3, seed: int = 0
+) -> tuple[list[Question], list[Question]]:
+    """(train, test) without a document on both sides; about `test` of the questions are in the second part."""
+    sources = sorted({e.source for q in questions for e in q.evidence})
+    random.Random(seed).shuffle(sources)
+    parent = {s: s for s in sources}
+
+    def root(s: str) -> str:
+        while parent[s] != s:
+            s = parent[s]
+        return s
+
+    for q in questions:
+        for e in q.evidence[1:]:
+            parent[root(e.source)] = root(q.evidence[0].source)
+    groups: dict[str, list[Question]] = {s: [] for s in sources}
+    loose = [q for q in questions if not q.evidence]
+    for q in questions:
+        if q.evidence:
+            groups[root(q.evidence[0].source)].append(q)
+    chosen: set[str] = set()
+    count = 0
+    for s in sources:
+        if groups[s] and count + len(groups[s]) / 2 <= test * (len(questions) - len(loose)):
+            chosen |= {q.id for q in groups[s]}
+            count += len(groups[s])
+    chosen |= {q.id for q in loose[: round(test * len(loose))]}
+    return [q for q in questions if q.id not in chosen], [q for q in questions if q.id in chosen]
+
+
+class _Maker:
+    """The steps of the pipeline over one index and one generator."""
+
+    def __init__(self, retriever: Retriever, generator: Generator, config: QuestionsConfig) -> None:
+        self.retriever = retriever
+        self.generator = generator
+        self.config = config
+        self.index = retriever.index
+        self.chunks: list[Chunk] = list(self.index.chunks)
+        self.titles = {s.source: s.title for s in self.index.sources}
+        self.words = Counter(w for c in self.chunks for w in set(re.findall(r"[a-z]+", c.text)))
+
+    def identity(self) -> dict[str, Any]:
+        """What a partial file must agree with to be continued."""
+        return {
+            "documents": content_hash(*sorted(c.id for c in self.chunks)),
+            "generator": self.generator.fingerprint,
+            "config": asdict(self.config),
+        }
+
+    # ------------------------------------------------------------- candidates
+
+    def batches(self, state: _State) -> Iterator[list[tuple[_Candidate, Origin, str]]]:
+        """Candidates in batches, over all chunks before any chunk a second time; the same order for the same seed."""
+        rounds = self._rounds()
+        skip = state.tried["drawn"]
+        while True:
+            batch: list[tuple[_Candidate, Origin, str]] = []
+            share = state.rate("written") / (state.rate("written") + state.rate("rule"))
+            for candidate in rounds:
+                if skip:
+                    skip -= 1
+                    continue
+                state.tried["drawn"] += 1
+                origin = self._origin(candidate, min(0.8, max(0.2, share)), state.tried["drawn"])
+                if origin is not None:
+                    batch.append((candidate, *origin))
+                if len(batch) == self.config.batch:
+                    break
+            if not batch:
+                return
+            yield batch
+
+    def _rounds(self) -> Iterator[_Candidate]:
+        rng = random.Random(self.config.seed)
+        order = [c for c in self.chunks if len(c.text) > 40]
+        rng.shuffle(order)
+        spans = {c.id: self._ranked(c) for c in order}
+        for number in range(max((len(s) for s in spans.values()), default=0)):
+            for chunk in order:
+                if number < len(spans[chunk.id]):
+                    topic = " - ".join(chunk.headings[-1:]) or self.titles.get(chunk.source, "") or chunk.source
+                    yield _Candidate(chunk, spans[chunk.id][number], topic)
+
+    def _ranked(self, chunk: Chunk) -> list[Span]:
+        """Spans of a chunk in random order with the likelier answers in front; an answer said twice only once."""
+        rng = random.Random(f"{self.config.seed}:{chunk.id}")
+        keyed = []
+        for span in answer_spans(chunk.text):
+            words = chunk.text[span.start : span.end].split()
+            weight = _WEIGHT[span.kind] * (1.0 if span.kind != "phrase" or len(words) > 1 else 0.3)
+            if span.kind == "phrase" and len(words) == 1 and self.words[words[0].lower()] > 0.05 * len(self.chunks) + 3:
+                continue  # a word of every other chunk is nobody's answer
+            keyed.append((rng.random() ** (1 / weight), span))
+        seen: set[str] = set()
+        out = []
+        for _, span in sorted(keyed, key=lambda pair: -pair[0]):
+            words_said = chunk.text[span.start : span.end].lower()
+            if words_said not in seen:
+                seen.add(words_said)
+                out.append(span)
+        return out
+
+    def _origin(self, candidate: _Candidate, written: float, number: int) -> tuple[Origin, str] | None:
+        """How the question comes about. Sentences without a rule are written about so often that the shares hold."""
+        made = cloze_question(candidate.chunk.text, candidate.span, self.words)
+        draw = random.Random(f"{self.config.seed}:origin:{number}").random()
+        if made is not None:
+            return ("rule", made) if draw >= 0.3 * written else ("written", "")
+        if draw < 0.12 * written / (1 - written):
+            return "written", ""
+        return None
+
+    # ------------------------------------------------------------------ a batch
+
+    def run(self, batch: Sequence[tuple[_Candidate, Origin, str]], state: _State, wanted: int) -> None:
+        """Ask, filter, keep."""
+        asked = self._write(batch)
+        state.tried["asked"] += len(asked)
+        for _, origin, _ in asked:
+            state.tried[origin] += 1
+        cheap = self._pass(state, "stands_alone", asked, [self._alone(c, q) for c, _, q in asked])
+        fresh = self._pass(state, "new", cheap, self._new(cheap, state))
+        found = self._pass(state, "found", fresh, self._found(fresh))
+        for candidate, origin, question in self._pass(state, "returned", found, self._returned(found)):
+            state.passed[origin] += 1
+            if len(state.kept) < wanted:
+                state.kept.append(_question(candidate, question))
+                state.origins.append(origin)
+
+    def _pass(self, state: _State, name: str, items: Sequence[Any], verdicts: Sequence[bool]) -> list[Any]:
+        passed = [item for item, good in zip(items, verdicts, strict=True) if good]
+        state.tried[name] += len(items)
+        state.passed[name] += len(passed)
+        return passed
+
+    def _write(self, batch: Sequence[tuple[_Candidate, Origin, str]]) -> list[tuple[_Candidate, Origin, str]]:
+        """The batch with its missing questions written; prompts of one kind go together: they share their examples."""
+        texts = {i: q for i, (_, _, q) in enumerate(batch) if q}
+        missing = [i for i in range(len(batch)) if i not in texts]
+        for kind in dict.fromkeys(batch[i][0].span.kind for i in missing):
+            rows = [i for i in missing if batch[i][0].span.kind == kind]
+            prompts = []
+            words = []
+            for i in rows:
+                c = batch[i][0]
+                rng = random.Random(f"{self.config.seed}:{c.chunk.id}:{c.span.start}")
+                prompt, word = writing_prompt(c.topic, c.sentence, c.answer, kind, rng)
+                prompts.append(prompt)
+                words.append(word)
+            decoding = Decoding(32, ("\n", "?", "？"), self.config.temperature, self.config.seed)
+            for i, word, generation in zip(rows, words, self.generator.generate(prompts, decoding), strict=True):
+                texts[i] = _tidy(f"{word} {generation.text.strip()}")
+        return [(c, origin, texts[i]) for i, (c, origin, _) in enumerate(batch)]
+
+    def _alone(self, candidate: _Candidate, question: str) -> bool:
+        chunk = candidate.chunk
+        return find_span(chunk.text, candidate.answer) is not None and stands_alone(
+            question, candidate.answer, chunk.text, candidate.topic
+        )
+
+    def _found(self, items: Sequence[tuple[_Candidate, Origin, str]]) -> list[bool]:
+        results = self.retriever.search_many([q for _, _, q in items], self.config.k) if items else []
+        return [any(p.chunk.id == c.chunk.id for p in found) for (c, _, _), found in zip(items, results, strict=True)]
+
+    def _returned(self, items: Sequence[tuple[_Candidate, Origin, str]]) -> list[bool]:
+        """Whether the answerer, shown the chunk alone, says the span (or begins with it, as models that ramble do)."""
+        if not items:
+            return []
+        from rag.answer import AnswerConfig, Answerer
+        from rag.metrics import f1, normalise
+
+        answerer = Answerer(self.generator, self.retriever, AnswerConfig(k=1, max_new_tokens=24))
+        shown = [[Passage(c.chunk, 1, 1.0)] for c, _, _ in items]
+        answers = answerer.answer_many([q for _, _, q in items], arm="rag", retrievals=shown)
+        good = []
+        for (c, _, _), answer in zip(items, answers, strict=True):
+            said, span = normalise(answer.text), normalise(c.answer)
+            begins = bool(span) and said.startswith(span)
+            good.append(
+                not is_abstention(answer.text) and (begins or f1(answer.text, [c.answer]) >= self.config.min_f1)
+            )
+        return good
+
+    def _new(self, items: Sequence[tuple[_Candidate, Origin, str]], state: _State) -> list[bool]:
+        from rapidfuzz import fuzz, process, utils
+
+        known = [q.question for q in state.kept]
+        of_chunk = Counter(q.id.rsplit("-", 1)[0] for q in state.kept)
+        out = []
+        for c, _, question in items:
+            near = process.extractOne(
+                question,
+                known,
+                scorer=fuzz.token_sort_ratio,
+                processor=utils.default_process,
+                score_cutoff=self.config.similar,
+            )
+            good = near is None and of_chunk[c.chunk.id[:12]] < self.config.per_chunk
+            if good:
+                known.append(question)
+                of_chunk[c.chunk.id[:12]] += 1
+            out.append(good)
+        return out
+
+    # ------------------------------------------------------------- don't know
+
+    def unanswerable(self, rows: Sequence[Question], count: int) -> list[Question]:
+        """Questions of `rows` with a name from another document, as long as no passage found for them holds both."""
+        rng = random.Random(f"{self.config.seed}:unanswerable")
+        names: dict[str, list[str]] = {}
+        for chunk in self.chunks:
+            for span in answer_spans(chunk.text):
+                if span.kind == "name":
+                    names.setdefault(chunk.source, []).append(" ".join(chunk.text[span.start : span.end].split()))
+        swapped = []
+        for row in rng.sample(list(rows), len(rows)):
+            source = row.evidence[0].source
+            own = [name for name in set(names.get(source, ())) if find_span(row.question, name)]
+            others = [s for s in sorted(names) if s != source]
+            if not own or not others:
+                continue
+            old = max(own, key=lambda name: (len(name), name))
+            new = rng.choice(names[rng.choice(others)])
+            if new.lower() not in row.question.lower():
+                swapped.append((row, row.question.replace(old, new), new))
+            if len(swapped) >= 3 * count:
+                break
+        found = self.retriever.search_many([q for _, q, _ in swapped], 10) if swapped else []
+        kept = [
+            Question(f"{row.id}-x", question, unanswerable=True)
+            for (row, question, name), passages in zip(swapped, found, strict=True)
+            if not any(_covers(p.chunk.text, question, name) for p in passages)
+        ]
+        return kept[:count]
+
+
+def _covers(text: str, question: str, name: str) -> bool:
+    """Whether a passage could be about the question: the name stands in it and most of the other content words."""
+    if not find_span(text, name):
+        return False
+    words = set(content_words(question)) - set(content_words(name))
+    known = set(content_words(text))
+    return sum(w in known for w in words) >= 0.5 * max(1, len(words))
+
+
+def _tidy(text: str) -> str:
+    text = " ".join(text.split()).strip("\"' ")
+    if not text:
+        return ""
+    end = "？" if re.search(r"[\u3040-\u30ff\u3400-\u9fff]", text) else "?"
+    return text.rstrip(" ?？.。,;:") + end
+
+
+def _question(candidate: _Candidate, question: str) -> Question:
+    chunk = candidate.chunk
+    return Question(
+        f"{chunk.id[:12]}-{candidate.span.start}",
+        question,
+        (candidate.answer,),
+        (Evidence(chunk.source, candidate.sentence),),
+    )
+
+
+# ------------------------------------------------------------------------------- partial file
+
+
+class _Partial:
+    """FILE.partial: a line that says what it belongs to, then one line for each batch."""
+
+    def __init__(self, path: Path, identity: Mapping[str, Any], resume: bool) -> None:
+        self.path = path
+        self.state = _State()
+        self._written = 0
+        good = self._read(identity) if resume and path.is_file() else 0
+        with path.open("r+b" if good else "wb") as file:
+            file.truncate(good)  # a half-written last line is of a batch that will be run again
+            if not good:
+                file.write((json.dumps({"partial": 1, **identity}) + "\n").encode())
+
+    def _read(self, identity: Mapping[str, Any]) -> int:
+        lines = self.path.read_bytes().split(b"\n")[:-1]
+        if not lines:
+            return 0
+        head = json.loads(lines[0])
+        changed = [name for name, value in identity.items() if head.get(name) != value]
+        if changed:
+            raise UsageError(
+                f"{self.path} was begun with another {', '.join(changed)}. Delete it to begin again, or give the same."
+            )
+        for line in lines[1:]:
+            data = json.loads(line)
+            self.state.kept += [_from_json(row) for row in data["kept"]]
+            self.state.origins += data["origins"]
+            self.state.tried, self.state.passed = Counter(data["tried"]), Counter(data["passed"])
+            self.state.batches, self.state.seconds = data["batches"], data["seconds"]
+        self._written = len(self.state.kept)
+        return sum(len(line) + 1 for line in lines)
+
+    def append(self, state: _State) -> None:
+        """Add a batch; on disk when this returns."""
+        line = {
+            "kept": [asdict(q) for q in state.kept[self._written :]],
+            "origins": state.origins[self._written :],
+            "tried": state.tried, "passed": state.passed, "batches": state.batches, "seconds": round(state.seconds, 3),
+        }  # fmt: skip
+        self._written = len(state.kept)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _from_json(row: Mapping[str, Any]) -> Question:
+    evidence = tuple(Evidence(e["source"], e["quote"]) for e in row["evidence"])
+    return Question(row["id"], row["question"], tuple(row["answers"]), evidence, row["unanswerable"])
+
+
+def _finish(out: Path, rows: Sequence[Question], partial: Path) -> None:
+    from rag.questions import write_questions
+
+    aside = out.with_name(f".{out.name}.tmp")
+    write_questions(aside, rows)
+    os.replace(aside, out)
+    partial.unlink(missing_ok=True)
