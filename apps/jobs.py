@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rag.answer import AnswerConfig
     from rag.protocols import Generator
     from rag.retrieve import Retriever
+    from tuning.questions import QuestionsReport
     from tuning.rows import Row
     from tuning.train import TrainReport
 
@@ -29,6 +30,81 @@ def answer_config(k: int | None) -> AnswerConfig:
     from rag.answer import AnswerConfig
 
     return AnswerConfig(k=k) if k else AnswerConfig()
+
+
+def questions(
+    index: Path,
+    *,
+    out: Path,
+    test_out: Path | None,
+    n: int,
+    minutes: float | None,
+    restart: bool,
+    encoder: str | None,
+    generator: str | None,
+    seed: int,
+    console: Console,
+) -> int:
+    """Make question-answer-evidence rows from the documents; with `test_out` part of them is held out, by document."""
+    from rag.questions import read_questions as read
+    from rag.questions import write_questions
+    from tuning.questions import QuestionsConfig, make_questions, split_by_document
+
+    for file in (out, test_out):
+        if file is not None and file.exists() and not restart:
+            raise UsageError(
+                f"{file} exists and may have been edited. Name another file, or add --restart to replace it."
+            )
+    retriever = make_retriever(open_index(index, encoder, console), k=None)
+    name = generator or STARTER
+    console.progress("loading the generator", 0, 0, name)
+    report = make_questions(
+        retriever,
+        serving.load_generator(name),
+        out=out,
+        n=n,
+        config=QuestionsConfig(seed=seed),
+        progress=lambda _, done, total, detail: console.progress("making questions", done, total, detail),
+        resume=not restart,
+        max_minutes=minutes,
+    )
+    held_out = 0
+    if test_out is not None:
+        train, test = split_by_document(read(out), seed=seed)
+        if not train or not test:
+            raise UsageError(
+                f"{out} has questions about one document only; nothing can be held out. It was kept whole."
+            )
+        write_questions(test_out, test)
+        write_questions(out, train)
+        held_out = len(test)
+    payload = {
+        "asked": report.asked,
+        "kept": report.kept,
+        "filters": report.filters,
+        "unanswerable": report.unanswerable,
+        "origins": report.origins,
+        "held_out": held_out,
+        "seconds": round(report.seconds, 1),
+        "complete": report.complete,
+        "out": str(out),
+    }
+    console.result(payload, lambda _: _show_questions(report, test_out, held_out))
+    return 0
+
+
+def _show_questions(report: QuestionsReport, test_out: Path | None, held_out: int) -> str:
+    shares = ", ".join(f"{share:.0%} {name.replace('_', ' ')}" for name, share in report.filters.items())
+    lines = [
+        f"{report.file}: {report.kept} questions kept of {report.asked} asked, and {report.unanswerable} that the "
+        f"documents do not answer, in {duration(report.seconds)}",
+        f"passed: {shares}",
+    ]
+    if held_out:
+        lines.append(f"{held_out} of them, about other documents, are in {test_out}")
+    if not report.complete:
+        lines.append("Fewer than asked for: the documents, or the time, gave no more.")
+    return "\n".join([*lines, "Read some of them before you trust them."])
 
 
 def tune(

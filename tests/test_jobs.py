@@ -23,12 +23,14 @@ ROOT = Path(__file__).resolve().parents[1]
 Json = Callable[..., Any]
 
 
-def reader(messages: Sequence[Message]) -> str:
-    """The line of the prompt that shares most words with the question: a reader that is often right."""
-    *passages, question = messages[-1]["content"].split("\n\n")
-    asked = set(words(question))
-    lines = [line for passage in passages for line in passage.splitlines()] or [""]
-    return max(lines, key=lambda line: len(asked & set(words(line))))
+def best_sentence(messages: Sequence[Message]) -> str:
+    """The sentence of the prompt that shares most words with its question."""
+    lines = [line for message in messages for line in message["content"].splitlines()]
+    asked = set(words(next((line for line in reversed(lines) if line.startswith("Question:")), "")))
+    sentences = [
+        s for line in lines if not line.startswith(("Question:", "Answer")) for s in line.split(". ") if s.strip()
+    ]
+    return max(sentences or ["nothing"], key=lambda s: len(asked & set(words(s))))
 
 
 class Models:
@@ -37,7 +39,7 @@ class Models:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.encoders = self.generators = 0
         self.trained: list[tuple[str, int]] = []
-        self.generator = FakeGenerator(reader)
+        self.generator = FakeGenerator(best_sentence)
         monkeypatch.setattr(serving, "load_encoder", self.load_encoder)
         monkeypatch.setattr(serving, "load_generator", self.load_generator)
         monkeypatch.setattr(jobs, "train_adapter", self.train)
@@ -348,3 +350,44 @@ def test_the_real_demo_from_end_to_end(tmp_path: Path) -> None:
     assert arms["tuned+rag"] > arms["base"] and found["decide"]["chosen"] in arms
     again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert again.returncode == 0 and "already decided" in again.stderr
+
+
+# ------------------------------------------------------------------------------------------------------------- questions
+
+
+@pytest.fixture()
+def prose(tmp_path: Path, models: Models, as_json: Json) -> Path:
+    """An index of plain sentences with names, dates and numbers, which questions can be made of."""
+    folder = tmp_path / "prose"
+    folder.mkdir()
+    towns = ("Korr", "Selby", "Varn", "Tolm", "Eskin", "Brae")
+    for i, town in enumerate(towns):
+        text = (
+            f"# {town}\n\nThe lighthouse of {town} was built by Ida Brandt{i} in 18{30 + i}. The keeper of {town} earned "
+            f"{210 + i} crowns a month. The harbour of {town} was opened by Tomas Vey{i} in 19{10 + i}.\n"
+        )
+        (folder / f"{town.lower()}.md").write_text(text)
+    as_json("index", folder, "--out", tmp_path / "prose-index")
+    return tmp_path / "prose-index"
+
+
+def test_questions_are_made_split_by_document_and_never_overwritten(
+    prose: Path, tmp_path: Path, models: Models, as_json: Json, cli: Any
+) -> None:
+    from rag.questions import read_questions
+
+    # The year at the end of the sentence: right for questions that ask when.
+    models.generator.reply = lambda messages: best_sentence(messages).rstrip(".").split()[-1]
+    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    argv = ("questions", prose, "--out", train, "--test-out", test, "-n", "10")
+    found = as_json(*argv)
+    assert {"asked", "kept", "filters"} <= set(found) and found["kept"] >= 2
+    assert all(0 <= share <= 1 for share in found["filters"].values())
+    one, two = read_questions(train), read_questions(test)
+    assert len(two) == found["held_out"] and not {q.id for q in one} & {q.id for q in two}
+    assert not {e.source for q in one for e in q.evidence} & {e.source for q in two for e in q.evidence}
+    before = train.read_text()
+    code, _, err = cli(*argv)
+    assert code == 2 and "may have been edited" in err and train.read_text() == before
+    code, out, err = cli(*argv, "--restart")
+    assert code == 0 and "kept of" in out and "Read some of them" in out, err
