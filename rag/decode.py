@@ -6,6 +6,7 @@ What a row may say is decided here: greedy or sampled, stop strings, or spans of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import numpy as np
 
 from rag.copying import CopyState
 from rag.engine import PackedBackend, PlainBackend
+from rag.errors import NumericalError
 from rag.protocols import Decoding
 
 if TYPE_CHECKING:
@@ -191,6 +193,9 @@ def _advance(jobs: Sequence[Job], logits: torch.Tensor, ends: Sequence[int]) -> 
     import torch
 
     norms = torch.logsumexp(logits, dim=-1).tolist()
+    if not all(map(math.isfinite, norms)):
+        bad = [job.index for job, norm in zip(jobs, norms, strict=True) if not math.isfinite(norm)]
+        raise NumericalError(f"The model returned NaN or infinity for prompts {bad[:10]}. Try --dtype fp32.")
     values, best = logits.max(dim=-1)
     tops, picks = values.tolist(), best.tolist()
     rows: np.ndarray | None = None

@@ -42,7 +42,7 @@ class LocalEncoder:
                     local_files_only=True,
                     model_kwargs={"dtype": dtype, "use_safetensors": True},
                 ).eval()
-            except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+            except Exception as error:  # a damaged folder makes the libraries raise nearly anything
                 raise ModelError(f"The encoder '{found.name}' in {found.folder} does not load: {error}") from error
         self.name = found.name
         self.fingerprint = weights_fingerprint(found.folder, _settings(found.folder))

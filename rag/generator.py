@@ -267,7 +267,7 @@ def load_causal(found: ModelFolder, *, device: torch.device, dtype: torch.dtype,
             model = AutoModelForCausalLM.from_pretrained(
                 str(found.folder), trust_remote_code=False, local_files_only=True, use_safetensors=True, **options
             )
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError) as error:
+        except Exception as error:  # a damaged folder makes the libraries raise nearly anything
             raise ModelError(f"The generator '{found.name}' in {found.folder} does not load: {error}") from error
     if quantize is None:
         model = model.to(device)

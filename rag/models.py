@@ -91,6 +91,6 @@ def load_reranker(name: str, *, device: str | None = None, dtype: Any = None) ->
                 local_files_only=True,
                 model_kwargs={"dtype": pick_dtype(place, dtype), "use_safetensors": True},
             )
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        except Exception as error:  # a damaged folder makes the libraries raise nearly anything
             raise ModelError(f"The reranker '{name}' in {found.folder} does not load: {error}") from error
     return LocalReranker(model, name)

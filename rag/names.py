@@ -69,6 +69,8 @@ def resolve(name: str, kind: str) -> ModelFolder:
     if name == STARTER:
         folder = starter_encoder_folder() if kind == "encoder" else starter_generator_folder()
         return ModelFolder(name, folder, starter=True)
+    if not name.strip() or name.startswith(ENDPOINT_PREFIX):
+        raise UnknownModel(f"'{name}' names no model with weights on this machine. {alternatives(kind)}")
     path = Path(name).expanduser()
     if path.is_dir():
         check_folder(path)
