@@ -137,9 +137,7 @@ def _test(
 
 
 def pareto(quality: Mapping[str, float], cost: Mapping[str, float]) -> tuple[str, ...]:
-    """Arms to which no other is at least as good and at least as cheap, and better in one of the two; cheapest
-    first.
-    """
+    """Arms that no other beats: at least as good, at least as cheap, better in one of the two. Cheapest first."""
 
     def dominated(arm: str) -> bool:
         return any(

@@ -42,8 +42,7 @@ class DecideConfig:
     primary: metric of the tests. minimal_gain: smallest difference worth a dearer arm. margin: how much worse a cheaper
     arm may be (at most minimal_gain). queries: questions until the next training or indexing, which share their cost;
     updates: index updates in that time. price_per_hour: of the machine, any currency. max_p95_seconds and min_support:
-    hard limits on latency and on the share of supported sentences. fresh_kind: compare on the questions of this kind
-    only.
+    hard limits on latency and on the share of supported sentences. fresh_kind: compare on this kind of questions only.
     """
 
     primary: str = "f1"
@@ -79,9 +78,7 @@ class DecideConfig:
 
 @dataclass(frozen=True, slots=True)
 class ArmResult:
-    """One arm: primary metric, cost of a question in seconds (and money), latency, and why it was dropped, if it
-    was.
-    """
+    """One arm: primary metric, cost of a question in seconds (and money), latency, why it was dropped (if it was)."""
 
     arm: str
     quality: Interval

@@ -82,7 +82,8 @@ def evaluate(
 
     `rankings` are the passages found for each question, as many as the deepest cut-off asks (10 documents for ndcg@10);
     without them the ranking is judged on the passages that the model saw. `entails` is the support test of the citation
-    metrics (see `metrics.lexical_support` for what the default is and is not).
+    metrics (see `metrics.lexical_support` for what the default is and is not). `seconds` of answers that were made in
+    batches are shares of the batch's time: their quantiles say little about the wait of one person.
     Raises UsageError when the numbers of answers, rankings and questions differ or an id occurs twice.
     """
     given = _aligned(answers, questions)
@@ -130,8 +131,7 @@ def retrieval_scores(passages: Sequence[Passage], question: Question) -> dict[st
 def summarise(
     items: Sequence[Item], *, resamples: int = 10_000, alpha: float = 0.05, seed: int = 0
 ) -> dict[str, Interval]:
-    """Mean and interval of every metric of the rows: seeded percentile bootstrap over documents, Wilson for
-    proportions.
+    """Mean and interval of every metric of the rows: seeded bootstrap over documents, Wilson for proportions.
 
     Wilson's interval supposes independent questions, so it is used when every question has its own document, and,
     with the number of documents as n, where all scores are equal to 0 or 1 and a bootstrap would claim certainty.
@@ -166,9 +166,7 @@ def summarise(
 
 
 def _add_ratios(tops: dict[str, np.ndarray], bottoms: dict[str, np.ndarray]) -> None:
-    """Figures of the whole set that are ratios of sums: abstention precision, recall and F1, and F1 of what was
-    answered.
-    """
+    """Figures that are ratios of sums: abstention precision, recall and F1, and the F1 of what was answered."""
     if "abstained" not in tops:
         return
     abstained = tops["abstained"]

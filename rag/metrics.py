@@ -44,9 +44,7 @@ _SHARE = 0.8  # of the content words of a sentence that must stand in the passag
 
 
 def normalise(text: str) -> str:
-    """SQuAD's normalisation: lower case, ASCII punctuation deleted, the articles a/an/the and extra white space
-    removed.
-    """
+    """SQuAD's normalisation: lower case, ASCII punctuation deleted, articles (a, an, the) and extra space removed."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
@@ -85,8 +83,7 @@ def hotpot_f1(prediction: str, references: Sequence[str]) -> float:
 
 
 def match(prediction: str, references: Sequence[str]) -> float:
-    """Normalised containment: 1 when a normalised reference is a substring of the normalised prediction
-    (Adaptive-RAG's "Acc").
+    """Normalised containment (Adaptive-RAG's "Acc"): 1 when a normalised reference is a substring of the prediction.
 
     Favours long outputs, and short references ("no" stands in "know"): read it beside F1 and the answer length.
     """
@@ -112,9 +109,7 @@ def _pair_f1(predicted: Sequence[str], gold: Sequence[str]) -> float:
 
 
 def trec_order(run: Mapping[str, float]) -> list[str]:
-    """Document ids by falling score; equal scores by falling id, as trec_eval sorts them (any rank column is
-    ignored).
-    """
+    """Document ids by falling score; equal scores by falling id, as trec_eval sorts them."""
     return [doc for doc, _ in sorted(run.items(), key=lambda item: (item[1], item[0]), reverse=True)]
 
 
@@ -181,9 +176,7 @@ def lexical_support(premise: str, hypothesis: str) -> bool:
 
 
 def _content_units(text: str) -> list[str]:
-    """Words without function words; of each run of CJK characters its pairs (the character itself when it stands
-    alone).
-    """
+    """Words without function words; of each run of CJK characters its pairs (a lone one as it is)."""
     units: list[str] = []
     run = ""
     for token in [*answer_tokens(text), ""]:
@@ -232,9 +225,7 @@ def attribution(
 
 
 def _cited_sentences(text: str) -> list[tuple[str, list[int]]]:
-    """Sentences without their markers, each with its citation numbers; a marker after the full stop belongs before
-    it.
-    """
+    """Sentences without their markers, each with its citation numbers (a marker after a full stop belongs before it)."""
     moved = re.sub(r"([.!?。！？]+)((?:\s*\[\d+(?:\s*[,;]\s*\d+)*\])+)", r"\2\1 ", text)
     out = []
     for start, end in sentences(moved):

@@ -55,9 +55,7 @@ def group(clusters: Sequence[object] | None, n: int) -> np.ndarray:
 
 
 def draws(n: int, resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Batches [b, n] that say how often each of n things was drawn, n draws with replacement; the b sum to
-    `resamples`.
-    """
+    """Batches [b, n]: how often each of n things was drawn in n draws with replacement; the b sum to `resamples`."""
     size = max(1, _BATCH // max(n, 1))
     for start in range(0, resamples, size):
         rows = min(size, resamples - start)
@@ -175,9 +173,7 @@ def paired_permutation(
 
 
 def mcnemar(b: int, c: int) -> McNemar:
-    """McNemar's tests; b = questions only the first arm has right, c = only the second. No discordant pair gives p =
-    1.
-    """
+    """McNemar's tests; b = questions only the first arm has right, c = only the second. Without any of them p is 1."""
     n, smaller = b + c, min(b, c)
     if n == 0:
         return McNemar(b, c, 1.0, 1.0, 0.0, 1.0)

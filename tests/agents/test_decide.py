@@ -12,7 +12,7 @@ from agents.rule import DecideConfig, decide
 from rag.errors import ConfigError, UsageError
 from rag.evaluate import Evaluation, Item, summarise
 
-FAST = DecideConfig(resamples=2000)
+FAST = DecideConfig(resamples=1000)
 COSTS = {
     "base": ArmCost(0.5),
     "rag": ArmCost(1.0, index_seconds=100),
