@@ -225,7 +225,7 @@ def attribution(
 
 
 def _cited_sentences(text: str) -> list[tuple[str, list[int]]]:
-    """Sentences without their markers, each with its citation numbers (a marker after a full stop belongs before it)."""
+    """Sentences without their markers, each with its numbers (a marker after a full stop belongs before it)."""
     moved = re.sub(r"([.!?。！？]+)((?:\s*\[\d+(?:\s*[,;]\s*\d+)*\])+)", r"\2\1 ", text)
     out = []
     for start, end in sentences(moved):
