@@ -208,7 +208,7 @@ class Answerer:
         self, question: str, arm: str, rendered: Rendered, generation: Generation, query: str, seconds: float
     ) -> Answer:
         parsed = parse_citations(generation.text.strip(), rendered.shown)
-        abstained = arm not in CLOSED_BOOK and is_abstention(parsed.text)
+        abstained = is_abstention(parsed.text)
         text, citations = (parsed.text.strip() or ABSTAIN, ()) if abstained else cite(parsed, rendered.shown, question)
         adapter = self.adapters.get(arm)
         return Answer(

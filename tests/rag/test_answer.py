@@ -96,6 +96,7 @@ def test_an_honest_no_is_an_abstention_without_citations(retriever: Retriever) -
     assert answer.abstained and answer.citations == ()
     empty = Answerer(FakeGenerator(""), retriever).answer("Who is the king?")
     assert empty.abstained and empty.text == ABSTAIN
+    assert Answerer(FakeGenerator("I don't know."), retriever).answer("Who is the king?", arm="base").abstained
 
 
 def test_copy_decoding_is_limited_to_the_shown_passages(retriever: Retriever) -> None:
