@@ -45,7 +45,7 @@ class IndexReport:
 
 def sync(
     folder: str | os.PathLike[str],
-    paths: Sequence[str | os.PathLike[str]],
+    paths: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
     encoder: Encoder,
     *,
     chunk: ChunkConfig | None = None,
@@ -69,6 +69,7 @@ def sync(
     """
     started = time.perf_counter()
     folder = Path(folder)
+    paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     found, failed = find(folder, paths)
     if not found and not failed:
         raise UsageError(

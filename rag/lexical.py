@@ -15,14 +15,15 @@ import re
 import threading
 import unicodedata
 from array import array
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-K1 = 1.2
-B = 0.75
+K1 = 0.9
+B = 0.4
 
 # Scripts written without spaces: Han, kana, Hangul, Bopomofo, and Thai, Lao, Myanmar, Khmer.
 _NO_SPACES = (
@@ -133,12 +134,10 @@ def merge_postings(old: Postings, old_rows: np.ndarray, new: Postings, new_rows:
     alive = (old_rows[old.rows] >= 0) if len(old.rows) else np.zeros(0, bool)
     old_term = np.repeat(np.arange(len(old.terms)), np.diff(old.starts))[alive]
     used = np.bincount(old_term, minlength=len(old.terms)) > 0
-    old_names = [t for t, u in zip(old.terms, used.tolist(), strict=True) if u]
-    terms = sorted({*old_names, *new.terms})
-    rank = {t: i for i, t in enumerate(terms)}
+    names = old.terms if used.all() else [t for t, u in zip(old.terms, used.tolist(), strict=True) if u]
+    terms, of_kept, of_new = _merge_terms(names, new.terms)
     of_old = np.full(len(old.terms), -1, np.int64)
-    of_old[used] = [rank[t] for t in old_names]
-    of_new = np.asarray([rank[t] for t in new.terms], np.int64)
+    of_old[used] = of_kept
     total = int((old_rows >= 0).sum() + len(new_rows))
     # One number that sorts like (term, row): both sides ascend in it, so new postings are slotted in, not sorted in.
     old_keys = of_old[old_term] * total + old_rows[old.rows[alive]]
@@ -154,6 +153,23 @@ def merge_postings(old: Postings, old_rows: np.ndarray, new: Postings, new_rows:
     return Postings(terms, _starts(of_term, len(terms)), rows.astype(np.int32), counts, lengths)
 
 
+def _merge_terms(old: list[str], new: list[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Two sorted lists as one without repetitions, and the places of the terms of each in it."""
+    at = [bisect_left(old, term) for term in new]
+    known = np.array([i < len(old) and old[i] == term for i, term in zip(at, new, strict=True)], bool)
+    gaps = np.asarray(at, np.int64)[~known]  # before which old term each unknown one goes
+    terms: list[str] = []
+    start = 0
+    for gap, term in zip(gaps.tolist(), [t for t, k in zip(new, known.tolist(), strict=True) if not k], strict=True):
+        terms += old[start:gap]
+        terms.append(term)
+        start = gap
+    terms += old[start:]
+    of_old = np.arange(len(old)) + np.searchsorted(gaps, np.arange(len(old)), side="right")
+    of_new = np.asarray(at, np.int64) + np.cumsum(~known) - ~known
+    return terms, of_old, of_new
+
+
 class Bm25:
     """BM25 search over postings. Safe to use from several threads."""
 
@@ -164,15 +180,14 @@ class Bm25:
         self._norm = (k1 * (1 - b + b * postings.lengths / (mean or 1.0))).astype(np.float32)
         df = np.diff(postings.starts)
         self._idf = np.log1p((n - df + 0.5) / (df + 0.5)).astype(np.float32)
-        self._term = {t: i for i, t in enumerate(postings.terms)}
 
     def scores(self, query: str) -> np.ndarray:
         """The score of every chunk, float32 [n]; 0 where no word of the query stands in it."""
         p = self.postings
         scores = np.zeros(len(p.lengths), np.float32)
         for word, weight in Counter(tokenize(query)).items():
-            term = self._term.get(word)
-            if term is not None:
+            term = bisect_left(p.terms, word)
+            if term < len(p.terms) and p.terms[term] == word:
                 span = slice(p.starts[term], p.starts[term + 1])
                 rows, tf = p.rows[span], p.counts[span]
                 with np.errstate(divide="ignore", invalid="ignore"):  # damaged lengths must not raise here

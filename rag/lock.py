@@ -30,14 +30,16 @@ class WriteLock:
         deadline = time.monotonic() + self.patience
         while not _try_lock(handle):
             if time.monotonic() >= deadline:
-                holder = os.pread(handle, 4096, 0).decode("utf-8", "replace")
+                os.lseek(handle, 0, os.SEEK_SET)
+                holder = os.read(handle, 4096).decode("utf-8", "replace")
                 os.close(handle)
                 raise IndexLocked(_locked_sentence(self.path.parent, holder))
             time.sleep(0.02)
         try:
             os.ftruncate(handle, 0)
             mine = {"pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
-            os.pwrite(handle, json.dumps(mine).encode(), 0)
+            os.lseek(handle, 0, os.SEEK_SET)
+            os.write(handle, json.dumps(mine).encode())
         except OSError:
             os.close(handle)
             raise

@@ -41,18 +41,18 @@ def find(folder: Path, paths: Sequence[str | os.PathLike[str]]) -> tuple[list[Ro
     roots: list[Root] = []
     failed: list[LoadFailure] = []
     seen: set[str] = set()
-    if isinstance(paths, (str, os.PathLike)):
-        paths = [paths]
     for path in paths:
         found = find_files([path])
         failed.extend(found.failed)
-        files = []
-        for file in found:
-            real = os.path.realpath(file.path)
-            if real not in seen and not real.startswith(own):
-                seen.add(real)
-                files.append(file)
         where = Path(os.path.realpath(path))
+        files: list[SourceFile] = list(found)
+        if len(paths) > 1 or own.startswith(f"{where}{os.sep}"):  # else no file can be twice or the index's own
+            files = []
+            for file in found:
+                real = os.path.realpath(file.path)
+                if real not in seen and not real.startswith(own):
+                    seen.add(real)
+                    files.append(file)
         name = where.name if where.is_dir() else where.parent.name
         if files or where.is_dir():
             unlisted = tuple(f.source for f in found.failed) if where.is_dir() else ()

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
+import numpy as np
+
 from rag.errors import ConfigError, NumericalError, UsageError
 from rag.index import Index
 from rag.protocols import Reranker
@@ -78,84 +80,96 @@ class Retriever:
 
     def _search(self, snapshot: Snapshot, queries: Sequence[str], k: int) -> list[list[Passage]]:
         pool = max(self.config.candidates, k)
-        if self.config.mode == "lexical":
-            return [self._passages(snapshot, q, [], snapshot.lexical(q, pool), k) for q in queries]
-        vectors = self.index.embed_queries(queries)
-        dense = snapshot.dense(vectors, pool)
-        if self.config.mode == "dense":
-            return [self._passages(snapshot, q, hits, [], k) for q, hits in zip(queries, dense, strict=True)]
+        none: list[Hits] = [[] for _ in queries]
+        vectors = self.index.embed_queries(queries) if self.config.mode != "lexical" else None
+        dense = none if vectors is None else snapshot.dense(vectors, pool)
         out = []
-        for query, vector, near in zip(queries, vectors, dense, strict=True):
-            lexical, scores = snapshot.lexical_scores(query, pool)
-            if self.config.fusion == "minmax":
-                # what one half did not propose is scored by it, too: a missing score says "not in the top", not "zero"
-                rows = sorted({row for row, _ in near} | {row for row, _ in lexical})
-                near = list(zip(rows, (snapshot.vectors[rows] @ vector).tolist(), strict=True))
-                lexical = list(zip(rows, scores[rows].tolist(), strict=True))
-            out.append(self._passages(snapshot, query, near, lexical, k))
+        for i, query in enumerate(queries):
+            lexical, scores = ([], None) if self.config.mode == "dense" else snapshot.lexical_scores(query, pool)
+            rows = np.unique(np.asarray([row for row, _ in (*dense[i], *lexical)], np.int64))
+            if vectors is not None and scores is not None and self.config.fusion == "minmax":
+                # what one half did not propose it scores, too: missing means "not in the top", not "zero"
+                halves = snapshot.vectors[rows] @ vectors[i], scores[rows]
+            else:
+                halves = _aligned(rows, dense[i]), _aligned(rows, lexical)
+            out.append(self._passages(snapshot, query, rows, *halves, k))
         return out
 
-    def _passages(self, snapshot: Snapshot, query: str, dense: Hits, lexical: Hits, k: int) -> list[Passage]:
-        by_dense, by_lexical = dict(dense), dict(lexical)
-        fused: dict[int, float] = {}
-        if self.config.mode == "hybrid":
-            ranked = fuse([dense, lexical], self.config.fusion)
-            fused = dict(ranked)
-        else:
-            ranked = dense or lexical
-        reranked: dict[int, float] = {}
+    def _passages(
+        self, snapshot: Snapshot, query: str, rows: np.ndarray, dense: np.ndarray, lexical: np.ndarray, k: int
+    ) -> list[Passage]:
+        """The best `k` of the candidates `rows`; `dense` and `lexical` are their scores, NaN where unknown."""
+        hybrid = self.config.mode == "hybrid"
+        scores = fuse(rows, [dense, lexical], self.config.fusion) if hybrid else _first_known(dense, lexical)
+        fused = scores if hybrid else np.full(len(rows), np.nan)
+        order = np.lexsort((rows, -scores))
+        reranked = np.full(len(rows), np.nan)
         if self.config.reranker is not None or self._reranker is not None:
-            ranked = self._rerank(snapshot, query, ranked[: self.config.candidates])
-            reranked = dict(ranked)
+            order = order[: self.config.candidates]
+            scores = reranked
+            reranked[order] = self._rerank(snapshot, query, rows[order])
+            order = order[np.lexsort((rows[order], -reranked[order]))]
         passages: list[Passage] = []
         seen: set[str] = set()
-        for row, score in ranked:
-            chunk = snapshot.chunk_at(row)
+        for i in order.tolist():
+            chunk = snapshot.chunk_at(int(rows[i]))
             words = " ".join(chunk.text.split()).casefold()
             if words in seen:  # the same words in another place add nothing to what the reader sees
                 continue
             seen.add(words)
-            scores = Scores(by_dense.get(row), by_lexical.get(row), fused.get(row), reranked.get(row))
-            passages.append(Passage(chunk, len(passages) + 1, score, scores))
+            stages = Scores(*(_known(stage[i]) for stage in (dense, lexical, fused, reranked)))
+            passages.append(Passage(chunk, len(passages) + 1, float(scores[i]), stages))
             if len(passages) == k:
                 break
         return passages
 
-    def _rerank(self, snapshot: Snapshot, query: str, ranked: Hits) -> Hits:
+    def _rerank(self, snapshot: Snapshot, query: str, rows: np.ndarray) -> np.ndarray:
         if self._reranker is None:
             from rag.models import load_reranker
 
             assert self.config.reranker is not None
             self._reranker = load_reranker(self.config.reranker)
-        rows = [row for row, _ in ranked]
-        scores = self._reranker.score(query, [snapshot.chunk_at(row).embedded_text for row in rows])
-        if any(s != s for s in scores):
+        texts = [snapshot.chunk_at(row).embedded_text for row in rows.tolist()]
+        scores = np.asarray(self._reranker.score(query, texts), np.float64)
+        if np.isnan(scores).any():
             raise NumericalError(f"The reranker {self._reranker.name} returned NaN for the question {query[:60]!r}.")
-        return sorted(zip(rows, scores, strict=True), key=lambda hit: (-hit[1], hit[0]))
+        return scores
 
 
-def fuse(halves: Sequence[Hits], fusion: Fusion) -> Hits:
-    """One ranking of several, best first, equal scores by row.
+def _aligned(rows: np.ndarray, hits: Hits) -> np.ndarray:
+    """The scores of sorted `rows`, NaN where `hits` does not hold the row."""
+    out = np.full(len(rows), np.nan)
+    out[np.searchsorted(rows, [row for row, _ in hits])] = [score for _, score in hits]
+    return out
 
-    "minmax": mean over the halves of (s − min) / (max − min), 0 where a half does not hold the row. (A half of
-    ties only counts 1 for each row, or 0 when it found nothing.) "rrf": sum over the halves of 1 / (60 + rank), rank
-    from 1.
+
+def _first_known(dense: np.ndarray, lexical: np.ndarray) -> np.ndarray:
+    return np.where(np.isnan(dense), lexical, dense)
+
+
+def _known(score: float) -> float | None:
+    return None if score != score else float(score)
+
+
+def fuse(rows: np.ndarray, halves: Sequence[np.ndarray], fusion: Fusion) -> np.ndarray:
+    """One score for each of `rows` from several, each an array aligned with `rows`, NaN where a half lacks the row.
+
+    "minmax": mean over the halves of (s − min) / (max − min), 0 where a half lacks the row. (A half of ties only counts
+    1 for each row, or 0 when it found nothing.) "rrf": sum over the halves of 1 / (60 + rank), from 1, ties by row.
     """
-    total: dict[int, float] = {}
-    for hits in halves:
-        if not hits:
+    total = np.zeros(len(rows))
+    for half in halves:
+        known = np.flatnonzero(~np.isnan(half))
+        if not len(known):
             continue
-        values = [score for _, score in hits]
-        high, low = max(values), min(values)
-        ranked = sorted(hits, key=lambda hit: (-hit[1], hit[0])) if fusion == "rrf" else hits
-        for rank, (row, score) in enumerate(ranked, 1):
-            if fusion == "rrf":
-                part = 1 / (RRF_K + rank)
-            else:
-                scaled = (score - low) / (high - low) if high > low else float(high > 0)
-                part = scaled / len(halves)
-            total[row] = total.get(row, 0.0) + part
-    return sorted(total.items(), key=lambda hit: (-hit[1], hit[0]))
+        scores = half[known].astype(np.float64)
+        if fusion == "rrf":
+            order = np.lexsort((rows[known], -scores))
+            total[known[order]] += 1 / (RRF_K + np.arange(1, len(order) + 1))
+        else:
+            low, high = scores.min(), scores.max()
+            total[known] += ((scores - low) / (high - low) if high > low else float(high > 0)) / len(halves)
+    return total
 
 
 def freeze(

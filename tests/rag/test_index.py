@@ -116,6 +116,29 @@ def test_changes_step_by_step_make_the_same_bytes_as_indexing_anew(tmp_path: Pat
     assert generation_bytes(folder) == generation_bytes(tmp_path / "anew")
 
 
+def test_a_random_walk_of_edits_always_agrees_with_the_files(tmp_path: Path) -> None:
+    rng = np.random.default_rng(11)
+    corpus, folder = tmp_path / "c", tmp_path / "i"
+    corpus.mkdir()
+    (corpus / "stay.txt").write_text("This one stays.")
+    for step in range(12):
+        before = {p.name: p.read_text() for p in corpus.iterdir()} if step else {}
+        for _ in range(rng.integers(0, 5)):
+            path = corpus / f"{rng.integers(0, 6)}.txt"
+            if path.exists() and rng.random() < 0.4:
+                path.unlink()
+            else:
+                path.write_text(" ".join(f"word{w}" for w in rng.integers(0, 50, rng.integers(1, 300))))
+        now = {p.name: p.read_text() for p in corpus.iterdir()}
+        report = sync(folder, [corpus], FakeEncoder())
+        assert report.added == len(now.keys() - before.keys()) and report.deleted == len(before.keys() - now.keys())
+        assert report.updated == sum(before[name] != now[name] for name in now.keys() & before.keys())
+        index = Index.open(folder)
+        assert {i.source: index.text(i.source) for i in index.sources} == now and index.verify() == []
+    sync(tmp_path / "anew", [corpus], FakeEncoder())
+    assert generation_bytes(folder) == generation_bytes(tmp_path / "anew")
+
+
 def test_a_renamed_file_and_a_copied_paragraph_reuse_their_vectors(tmp_path: Path) -> None:
     corpus, encoder = tmp_path / "c", FakeEncoder()
     corpus.mkdir()

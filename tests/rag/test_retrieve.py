@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,35 +24,42 @@ def index(tmp_path: Path, corpus: Path) -> Index:
     return Index.open(tmp_path / "index", FakeEncoder(dimension=512))
 
 
+NAN = float("nan")
+
+
 def test_minmax_is_the_mean_of_scaled_scores() -> None:
-    dense = [(7, 0.9), (3, 0.5), (1, 0.1)]
-    lexical = [(3, 12.0), (9, 8.0), (7, 4.0)]
-    # 7: (1 + 0) / 2; 3: (0.5 + 1) / 2; 1: (0 + –) / 2; 9: (– + 0.5) / 2
-    assert fuse([dense, lexical], "minmax") == [(3, 0.75), (7, 0.5), (9, 0.25), (1, 0.0)]
+    rows = np.array([1, 3, 7, 9])
+    dense, lexical = np.array([0.1, 0.5, 0.9, NAN]), np.array([NAN, 12.0, 4.0, 8.0])
+    # (0 + –) / 2, (0.5 + 1) / 2, (1 + 0) / 2, (– + 0.5) / 2
+    assert fuse(rows, [dense, lexical], "minmax").tolist() == pytest.approx([0.0, 0.75, 0.5, 0.25])
 
 
-def test_rrf_sums_reciprocal_ranks() -> None:
-    fused = fuse([[(7, 0.9), (3, 0.5)], [(3, 12.0), (9, 8.0)]], "rrf")
-    assert fused == [(3, pytest.approx(1 / 62 + 1 / 61)), (7, pytest.approx(1 / 61)), (9, pytest.approx(1 / 62))]
+def test_rrf_sums_reciprocal_ranks_and_ranks_ties_by_row() -> None:
+    rows = np.array([3, 7, 9])
+    fused = fuse(rows, [np.array([0.5, 0.9, NAN]), np.array([12.0, NAN, 12.0])], "rrf")
+    assert fused.tolist() == pytest.approx([1 / 62 + 1 / 61, 1 / 61, 1 / 62])
 
 
-def test_ties_are_broken_by_row_and_empty_halves_are_nothing() -> None:
-    assert fuse([[(5, 1.0), (2, 1.0)], []], "minmax") == [(2, 0.5), (5, 0.5)]
-    assert fuse([[(5, 0.0), (2, 0.0)], []], "minmax") == [(2, 0.0), (5, 0.0)]
-    assert fuse([[], []], "rrf") == []
+def test_halves_of_ties_or_of_nothing() -> None:
+    rows = np.array([2, 5])
+    assert fuse(rows, [np.array([1.0, 1.0]), np.array([NAN, NAN])], "minmax").tolist() == [0.5, 0.5]
+    assert fuse(rows, [np.array([0.3, 0.3]), np.array([0.0, 0.0])], "minmax").tolist() == [0.5, 0.5]
+    assert fuse(np.zeros(0, int), [np.zeros(0), np.zeros(0)], "rrf").tolist() == []
 
 
-HITS = st.dictionaries(st.integers(0, 30), st.floats(-5, 5), max_size=20).map(
-    lambda d: sorted(d.items(), key=lambda h: (-h[1], h[0]))
-)
+HALF = st.lists(st.one_of(st.floats(-5, 5), st.just(NAN)), min_size=8, max_size=8).map(np.array)
 
 
-@given(HITS, HITS, st.sampled_from(["minmax", "rrf"]))
-def test_fusion_keeps_every_row_once_and_does_not_mind_the_order_of_halves(a, b, fusion) -> None:  # type: ignore[no-untyped-def]
-    fused = fuse([a, b], fusion)
-    assert {row for row, _ in fused} == dict(a).keys() | dict(b).keys() and len(fused) == len(dict(fused))
-    assert fused == sorted(fused, key=lambda h: (-h[1], h[0]))
-    assert dict(fuse([b, a], fusion)) == pytest.approx(dict(fused))
+@given(HALF, HALF, st.sampled_from(["minmax", "rrf"]))
+def test_fusion_does_not_mind_the_order_of_halves_and_a_higher_score_never_hurts(a, b, fusion) -> None:  # type: ignore[no-untyped-def]
+    rows = np.arange(8)
+    fused = fuse(rows, [a, b], fusion)
+    assert np.isfinite(fused).all() and (fused >= 0).all() and (fused <= 1).all()
+    np.testing.assert_allclose(fuse(rows, [b, a], fusion), fused)
+    alone = fuse(rows, [a], fusion)
+    known = np.flatnonzero(~np.isnan(a))
+    for i in known:
+        assert all(alone[i] >= alone[j] for j in known if a[i] > a[j])
 
 
 @pytest.mark.parametrize("mode", ["hybrid", "dense", "lexical"])
