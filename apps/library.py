@@ -43,11 +43,12 @@ class Library:
         from rag.retrieve import RetrievalConfig
 
         self.folder = folder
-        self.uploads = folder.with_name(folder.name + ".uploads")
+        place = folder.resolve()  # "." has no name to put beside
+        self.name = place.name
+        self.uploads = place.with_name(place.name + ".uploads")
         self.limits = limits
         self.retrieval = retrieval or RetrievalConfig()
         self.index = Index.open(folder)
-        self.name = folder.resolve().name
         self.encoder_name = self.index.manifest.encoder
         self.retriever: Retriever | None = None
         self._reranker: Reranker | None = None

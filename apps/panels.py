@@ -132,12 +132,22 @@ def decision(view: DecisionView | None) -> str:
         )
     data = view.data
     chosen = str(data.get("chosen") or "")
-    head = f"{escape(chosen)} answers best for its cost" if chosen else "No arm was chosen"
-    warnings = "".join(f'<p class="rt-note rt-warn">{escape(str(w))}</p>' for w in data.get("warnings") or ())
+    head = f"{escape(chosen)} was chosen" if chosen else "No arm was chosen"
     return (
         f'<div class="rt-decision"><p class="rt-aside">Measured decision · <bdi>{escape(view.folder)}</bdi></p>'
-        f'<h2>{head}</h2><p class="rt-lead">{escape(str(data.get("reason") or ""))}</p>{warnings}'
-        f"{_arms_table(data, chosen)}{_report(view)}</div>"
+        f'<h2>{head}</h2><p class="rt-lead">{escape(str(data.get("reason") or ""))}</p>'
+        f"{_warnings(data)}{_arms_table(data, chosen)}{_report(view)}</div>"
+    )
+
+
+def _warnings(data: Mapping[str, Any]) -> str:
+    warnings = [f"<li>{escape(str(w))}</li>" for w in data.get("warnings") or ()]
+    if not warnings:
+        return ""
+    head = "One thing" if len(warnings) == 1 else f"{len(warnings)} things"
+    return (
+        f'<details class="rt-note rt-warn"><summary>{head} to know before you rely on it</summary>'
+        f"<ul>{''.join(warnings)}</ul></details>"
     )
 
 
@@ -146,13 +156,14 @@ _FIGURES = {
     "em": "Exact",
     "match": "Match",
     "abstention": "Abstains",
-    "seconds_per_question": "s / question",
-    "cost": "Cost",
+    "seconds_per_question": "Time",
+    "cost": "Cost in all",
 }
+_SECONDS = frozenset({"seconds_per_question", "cost"})
 
 
 def _arms_table(data: Mapping[str, Any], chosen: str) -> str:
-    """One row for each arm, with the figures that the decision has for any of them."""
+    """One row for each arm, with the figures that the decision has for any; times and costs are per question."""
     arms = [a for a in data.get("arms") or () if isinstance(a, dict)]
     if not arms:
         return ""
@@ -161,32 +172,36 @@ def _arms_table(data: Mapping[str, Any], chosen: str) -> str:
     for arm in arms:
         name = str(arm.get("arm", ""))
         cells = [
-            f'<td class="rt-n" data-label="{label}">{_figure(arm.get(key))}</td>' for key, label in columns.items()
+            f'<td class="rt-n" data-label="{label}">{_figure(arm.get(key), seconds=key in _SECONDS)}</td>'
+            for key, label in columns.items()
         ]
         note = {chosen: "chosen", "oracle": "bound: given the right passage"}.get(name, "")
         first = f"<b>{escape(name)}</b>{f' <span class=rt-tag>{note}</span>' if note else ''}"
         row = ' class="rt-chosen"' if name == chosen else ""
         rows.append(f'<tr{row}><td data-label="Arm">{first}</td>{"".join(cells)}</tr>')
     heads = "".join(f"<th>{label}</th>" for label in ("Arm", *columns.values()))
-    return _table(heads, "".join(rows))
+    return _table(heads, "".join(rows)) + (
+        '<p class="rt-aside">Means over the questions, with 95 % intervals. Time and cost are those of one question on '
+        "the machine that measured; cost in all includes its share of indexing and training.</p>"
+    )
 
 
-def _figure(value: Any) -> str:
+def _figure(value: Any, *, seconds: bool = False) -> str:
     """A number, or {mean, low, high} as the mean with its interval below."""
     if not isinstance(value, dict):
-        return _number(value)
+        return _number(value, seconds=seconds)
     interval = ""
     if value.get("low") is not None and value.get("high") is not None:
         interval = f'<span class="rt-sub">{_number(value["low"])} – {_number(value["high"])}</span>'
-    return _number(value.get("mean")) + interval
+    return _number(value.get("mean"), seconds=seconds) + interval
 
 
-def _number(value: Any) -> str:
+def _number(value: Any, *, seconds: bool = False) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return escape("–" if value is None else str(value))
-    if value == 0 or 0.001 <= abs(value) < 1000:
-        return f"{value:.3f}".rstrip("0").rstrip(".") if abs(value) < 10 else f"{value:.1f}"
-    return f"{value:.2e}" if abs(value) < 0.001 else f"{value:,.0f}"
+    if seconds:
+        return f"{value:,.1f} s" if value >= 1 else f"{value * 1000:.1f} ms"
+    return f"{value:.2f}"
 
 
 def _report(view: DecisionView) -> str:

@@ -204,6 +204,7 @@ def _documents_tab(service: Service) -> SimpleNamespace:
             gr.HTML(panels.upload_hint(service.library.limits), apply_default_css=False)
             d.verdicts = gr.HTML(elem_id="verdicts", apply_default_css=False)
             gr.HTML("<h3>Delete</h3>", elem_classes="rt-title", apply_default_css=False)
+            gr.HTML('<p class="rt-aside">Choose documents; you are asked before they go.</p>', apply_default_css=False)
             d.chosen = gr.Dropdown(
                 [],
                 multiselect=True,

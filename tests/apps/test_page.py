@@ -438,6 +438,7 @@ def test_the_decision_and_its_report(site: Site) -> None:
     page = site.open()
     tab(page, "Decision")
     page.wait_for_selector(".rt-decision h2 >> text=tuned+rag")
+    page.click(".rt-warn summary")
     text = page.inner_text("#decision")
     assert "F1 is higher by 0.20" in text and "Only 20 questions." in text and "0.45" in text
     frame = page.frame_locator("iframe.rt-report")
@@ -465,6 +466,27 @@ def test_every_tab_fits_and_is_readable(site: Site, width: int, scheme: str) -> 
         assert fits(page), name
         assert page.evaluate(CONTRAST, within) == []
         shot(page, f"{name.lower()}-full-{width}-{scheme}")
+
+
+@pytest.mark.slow
+def test_the_starter_models_answer_on_the_page(site: Site, tmp_path: Path, corpus: Path) -> None:
+    """The same page with real weights: it is there at once, the model follows, an answer cites its sentence."""
+    from apps.server import launch
+    from apps.serving import load_encoder
+
+    sync(tmp_path / "idx", [corpus], load_encoder("starter"))
+    page, url = launch(Service.open(tmp_path / "idx"))
+    try:
+        real = Site(url, site.service, site.model, site.browser, site.outside)
+        visitor = real.open()
+        visitor.fill("#question textarea", "When does the ferry to Korr leave?")
+        visitor.click("#ask")
+        visitor.wait_for_selector("#live-answers [data-status=done]", timeout=120_000)
+        assert "ferry.md" in visitor.inner_text("#live-sources")
+        assert visitor.query_selector("#live-answers .rt-answer, #live-answers .rt-unknown")
+        assert "tokens read" in visitor.inner_text("#live-answers .rt-facts")
+    finally:
+        page.close(verbose=False)
 
 
 # Texts whose contrast with what is behind them is below 4.5 (WCAG AA), as "text: ratio".

@@ -359,15 +359,15 @@ def test_the_decision_shows_figures_warnings_and_a_report_that_can_do_nothing() 
     data = {
         "chosen": "tuned+rag", "reason": "It is better by 0.2.", "warnings": ["Only 20 questions."],
         "arms": [
-            {"arm": "rag", "f1": {"mean": 0.25, "low": 0.2, "high": 0.3}, "seconds_per_question": 1.5, "cost": 0.0000123},
+            {"arm": "rag", "f1": {"mean": 0.25, "low": 0.2, "high": 0.3}, "seconds_per_question": 1.5, "cost": 0.0123},
             {"arm": "tuned+rag", "f1": {"mean": 0.45, "low": 0.4, "high": 0.5}},
         ],
     }  # fmt: skip
     report = "<h1>Report</h1><script>parent.alert('x')</script><img src=http://evil.example>"
     html = panels.decision(DecisionView(data, "run", report))
     seen = Seen(html)
-    assert "tuned+rag answers best for its cost" in seen.text and "Only 20 questions." in seen.text
-    assert "0.25" in seen.text and "0.2 – 0.3" in seen.text and "1.23e-05" in seen.text
+    assert "tuned+rag was chosen" in seen.text and "Only 20 questions." in seen.text
+    assert "0.25" in seen.text and "0.20 – 0.30" in seen.text and "1.5 s" in seen.text and "12.3 ms" in seen.text
     frame = next(a for tag, a in seen.elements if tag == "iframe")
     assert frame["sandbox"] == "" and frame["srcdoc"] == report
     assert not any(tag in ("script", "img") for tag, _ in seen.elements)

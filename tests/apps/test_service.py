@@ -298,6 +298,12 @@ def test_no_index_is_refused_at_once(tmp_path: Path) -> None:
         ServiceConfig(answer_seconds=0)
 
 
+def test_the_index_may_be_the_working_folder(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(index)
+    library = Service.open(".").library
+    assert (library.name, library.uploads) == ("idx", index.with_name("idx.uploads"))
+
+
 def test_arms_that_are_missing_say_what_they_lack(make: Make, tmp_path: Path) -> None:
     (tmp_path / "adapter").mkdir()
     service = make(adapters={"tuned+rag": tmp_path / "adapter"})
