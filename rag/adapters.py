@@ -174,26 +174,30 @@ class AdapterSet:
     def _check_shapes(self, found: AdapterFolder) -> None:
         """Every weight of the adapter finds its layer in the same shape, so that nothing is ever half loaded."""
         import torch
-        from safetensors import safe_open
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
 
-        with safe_open(str(found.folder / "adapter_model.safetensors"), framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - not a dict
-                tensor = file.get_tensor(name)
-                if not bool(torch.isfinite(tensor).all()):
-                    raise ModelError(f"The adapter {found.folder} holds NaN or infinity in {name}; tune anew.")
-                for part, axis, side in ((".lora_A.", 1, "in_features"), (".lora_B.", 0, "out_features")):
-                    if part not in name or tensor.dim() != 2:
-                        continue
-                    path = name.split(part)[0].removeprefix("base_model.model.")
-                    try:
-                        size = getattr(self._generator.model.get_submodule(path), side, None)
-                    except AttributeError:
-                        size = "missing"
-                    if size is not None and size != tensor.shape[axis]:
-                        raise AdapterMismatch(
-                            f"The adapter {found.folder} does not fit '{self._generator.name}': layer {path} has "
-                            f"{side} {size}, and the adapter was made for {tensor.shape[axis]}."
-                        )
+        path = found.folder / "adapter_model.safetensors"
+        try:
+            weights = load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ModelError(f"{path} is not readable ({error}); the adapter folder is damaged.") from error
+        for name, tensor in weights.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise ModelError(f"The adapter {found.folder} holds NaN or infinity in {name}; tune anew.")
+            for part, axis, side in ((".lora_A.", 1, "in_features"), (".lora_B.", 0, "out_features")):
+                if part not in name or tensor.dim() != 2:
+                    continue
+                layer = name.split(part)[0].removeprefix("base_model.model.")
+                try:
+                    size = getattr(self._generator.model.get_submodule(layer), side, None)
+                except AttributeError:
+                    size = "missing"
+                if size is not None and size != tensor.shape[axis]:
+                    raise AdapterMismatch(
+                        f"The adapter {found.folder} does not fit '{self._generator.name}': layer {layer} has "
+                        f"{side} {size}, and the adapter was made for {tensor.shape[axis]}."
+                    )
 
     def _load_full(self, found: AdapterFolder) -> Any:
         from rag.generator import load_causal
@@ -205,6 +209,7 @@ class AdapterSet:
         return model
 
     def _load_peft(self, found: AdapterFolder) -> None:
+        self._switch(None)  # what is loaded onto is the base, never the merged weights of another adapter
         with quiet():
             from peft import PeftModel
 
