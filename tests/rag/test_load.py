@@ -449,7 +449,7 @@ def test_docx_encrypted_old_half_or_no_word_document() -> None:
         (b"%PDF-1.7 ...", "is a PDF; rename it to .pdf"),
         (b"PK\x03\x04rest", "is a ZIP archive"),
         (b"\x89PNG\r\n\x1a\n", "is a PNG image"),
-        (gzip.compress(b"text"), "gzip archive"),
+        (gzip.compress(b"text", mtime=0), "gzip archive"),
         (struct.pack("<200I", *range(0, 200 * 9_999_991, 9_999_991)), "is not text"),
     ],
 )
