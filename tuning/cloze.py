@@ -43,10 +43,15 @@ _PERSON_CUE = re.compile(
 )
 _NO_PERSON = re.compile(
     r"\b(?:University|College|School|Company|Corporation|Inc|Ltd|Church|Museum|Party|Council|Committee|Bank|Act|Treaty|War|"
-    r"River|Sea|Ocean|Lake|Island|City|County|Street|Road|Park|Bridge|Station|Airport|Hall|House|Palace|Court|Army|League|"
+    r"Law|River|Sea|Ocean|Lake|Island|City|County|Street|Road|Park|Bridge|Station|Airport|Hall|House|Palace|Court|Army|League|"
     r"Union|Empire|Kingdom|Republic|States|Province|Department|Ministry|Agency|Office|Institute|Society|Association|Bowl|"
     r"Group|Network|Program|Project|System|Center|Centre|Stadium|Theatre|Theater|Hospital|Library|Press|Times|Prize|"
     r"North|South|East|West|Northern|Southern|Eastern|Western|Battle|Revolution|Festival|Hotel|Building|Tower)\b"
+)
+_NO_PLACE = re.compile(
+    r"\b(?:War|Battle|Revolution|Treaty|Act|Code|Law|Age|Church|Company|Corporation|Party|Agreement|Bible|Bowl|Olympics|"
+    r"Cup|Prize|Program|Project|Council|Committee|Congress|Parliament|Army|League|English|French|Latin|Greek|German|"
+    r"Chinese|Spanish|Arabic|Hebrew|Roman|American|British)\b|ism$|'s$"
 )
 _PLACE = re.compile(r"\b(in|at|near|from|to|into|inside|outside)\s+(?:the\s+)?$")
 _PREPOSITION = re.compile(
@@ -76,6 +81,7 @@ _NEXT = (
     "in|on|at|by|with|for|from|to|into|under|during|after|before|against|between|through|around|near|over|"
     "since|until|as"
 )
+_ASKED_WITH = ("by", "with", "from", "into", "through", "for", "under", "against")
 _MARK = "\u0000"
 
 
@@ -89,10 +95,10 @@ def cloze_question(text: str, span: Span, count: Callable[[str], int] | Mapping[
     answer = text[span.start : span.end]
     if is_cjk(text[begin:end]):
         return _in_place(sentence, answer, span.kind)
-    clause = _clause(" ".join(sentence.split()))
+    frequency = count if callable(count) else lambda word: count.get(word, 0)
+    clause = _clause(" ".join(sentence.split()), frequency)
     if clause is None:
         return None
-    frequency = count if callable(count) else lambda word: count.get(word, 0)
     question = _turn(clause, answer, span.kind, frequency)
     return question if question and 5 <= len(question.split()) <= 26 else None
 
@@ -100,7 +106,7 @@ def cloze_question(text: str, span: Span, count: Callable[[str], int] | Mapping[
 # ------------------------------------------------------------------------------ the clause
 
 
-def _clause(sentence: str) -> str | None:
+def _clause(sentence: str, count: Callable[[str], int]) -> str | None:
     """The main clause around the mark: without brackets, opening words and what hangs on behind."""
     plain = re.sub(r"\[[^\]]*\]", "", sentence)
     plain = re.sub(r"\s*\([^()]*\)", lambda m: m[0] if _MARK in m[0] else "", plain).strip()
@@ -111,13 +117,13 @@ def _clause(sentence: str) -> str | None:
     if (m := _ADVERBIAL.match(plain)) and not _finite(m[1]):
         adverbial, plain = m[1], plain[m.end() :]
     if _MARK not in plain:
-        return f"{plain.split(';')[0]} {_lower(adverbial)}" if _simple(plain) else None
+        return f"{plain.split(';')[0]} {_lower(adverbial, count)}" if _simple(plain) else None
     at = plain.index(_MARK)
     if m := _BREAK.search(plain, at):
         plain = plain[: m.start()]
     if _BREAK.search(plain[:at]) or not _simple(plain):
         return None
-    return f"{plain.rstrip(', ')} {_lower(adverbial)}".strip()
+    return f"{plain.rstrip(', ')} {_lower(adverbial, count)}".strip()
 
 
 def _simple(plain: str) -> bool:
@@ -131,10 +137,10 @@ def _finite(words: str) -> bool:
     return any(w in _AUX or w in _PAST or w in _PRESENT for w in words.split())
 
 
-def _lower(text: str) -> str:
-    """An opening made fit for the middle of a sentence."""
-    first = text.split(" ")[0]
-    common = first.lower() in _FUNCTION
+def _lower(text: str, count: Callable[[str], int]) -> str:
+    """An opening made fit for the middle of a sentence: a word that the corpus writes small is written small."""
+    first, _, rest = text.partition(" ")
+    common = first.lower() in _FUNCTION or (first.istitle() and not rest[:1].isupper() and count(first.lower()) > 1)
     return text[:1].lower() + text[1:] if common else text
 
 
@@ -157,6 +163,8 @@ def _turn(clause: str, answer: str, kind: str, count: Callable[[str], int]) -> s
     if verb is None:
         return None
     subject = words[:verb]
+    if words[verb] not in _AUX and _second_verb(words, verb):
+        return None
     if at < verb:
         return _ask_subject(words, at, verb, answer, kind)
     if not _good_subject(subject):
@@ -171,7 +179,7 @@ def _turn(clause: str, answer: str, kind: str, count: Callable[[str], int]) -> s
     if found is None:
         return None
     wh, before, after = found
-    body = " ".join(f"{_lower(head)} {before}{tail} {after}".split()).replace(" ,", ",").strip(" ,")
+    body = " ".join(f"{head} {before}{tail} {after}".split()).replace(" ,", ",").strip(" ,")
     return f"{wh} {body}?"
 
 
@@ -185,6 +193,16 @@ def _verb(words: list[str], count: Callable[[str], int]) -> int | None:
         if (i and word.lower() in _SUBORDINATE) or i > 10:
             return None
     return None
+
+
+def _second_verb(words: list[str], verb: int) -> bool:
+    """Whether a form of "be" or "have" follows in the clause: then the first verb was a participle of the subject."""
+    for word in words[verb + 1 :]:
+        if word in ("that", "which", "who") or word.endswith(","):
+            return False
+        if word in ("is", "are", "was", "were", "has", "have"):
+            return True
+    return False
 
 
 def _base(past: str, count: Callable[[str], int]) -> str | None:
@@ -212,15 +230,15 @@ def _inverted(words: list[str], verb: int, count: Callable[[str], int]) -> tuple
     following = words[verb + 1] if verb + 1 < len(words) else ""
     if word in ("has", "have", "had") and not (following == "been" or following.endswith("ed") or following in _PAST):
         do = {"has": "does", "have": "do", "had": "did"}[word]
-        return f"{do} {_lower(subject)} have", verb + 1
+        return f"{do} {_lower(subject, count)} have", verb + 1
     if word in _AUX:
-        return f"{word} {_lower(subject)}", verb + 1
+        return f"{word} {_lower(subject, count)}", verb + 1
     if word in _PAST:
-        return f"did {_lower(subject)} {_PAST[word]}", verb + 1
+        return f"did {_lower(subject, count)} {_PAST[word]}", verb + 1
     if word in _PRESENT:
-        return f"does {_lower(subject)} {_PRESENT[word]}", verb + 1
+        return f"does {_lower(subject, count)} {_PRESENT[word]}", verb + 1
     base = _base(word, count)
-    return (f"did {_lower(subject)} {base}", verb + 1) if base else None
+    return (f"did {_lower(subject, count)} {base}", verb + 1) if base else None
 
 
 def _ask_subject(words: list[str], at: int, verb: int, answer: str, kind: str) -> str | None:
@@ -251,7 +269,9 @@ def _ask_subject(words: list[str], at: int, verb: int, answer: str, kind: str) -
         return None
     if kind == "name":
         acts = words[verb] not in ("is", "are", "was", "were", "has", "have", "had")
-        person = _person(answer, "") or (acts and not _NO_PERSON.search(answer) and not answer.isupper())
+        if not acts and _person(answer, ""):
+            return None  # a person or a thing: the words do not tell
+        person = acts and not _NO_PERSON.search(answer) and not answer.isupper()
         return f"{'Who' if person else 'What'} {predicate}?"
     return f"What {predicate}?" if kind == "phrase" else None
 
@@ -287,11 +307,19 @@ def _question_word(before: str, after: str, answer: str, kind: str, verb: str) -
     if word == "to" and kind == "phrase" and not spaced.rstrip().endswith(("the", " a", " an")):
         return None  # more often the infinitive of a verb
     kept = spaced[: preposition.start()]
-    if kind == "name" and _PLACE.search(spaced) and not _person(answer, before) and word in ("in", "at", "near", "to"):
-        return "Where", kept, after
+    if kind == "name" and _PLACE.search(spaced) and word in ("in", "at", "near", "to"):
+        place = not _NO_PLACE.search(answer) and not answer.isupper() and not _PERSON_CUE.search(before)
+        return ("Where", kept, after) if place and word != "to" else None
     if word in ("and", "or", "than", "like", "as", "of", "between", "per"):
         return None
-    asked = "whom" if kind == "name" and _person(answer, before) else "what"
+    alone = word == "by" and not _NO_PERSON.search(answer) and not answer.isupper()
+    asked = "whom" if kind == "name" and (alone or _person(answer, before)) else "what"
+    if word not in _ASKED_WITH or (
+        word == "by" and not re.search(r"(?:ed|en|wn|lt|de|un|ght|ld)\b", f"{verb} {before}")
+    ):
+        return None
+    if len(kept.split()) > 8 or "," in kept or not kept.strip() and verb in ("is", "are", "was", "were"):
+        return None
     return f"{word.capitalize()} {asked}", kept, after
 
 

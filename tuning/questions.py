@@ -1,28 +1,31 @@
 """Question-answer-evidence rows from documents alone: possible answers, questions for them, a round trip, what is kept.
 
     span of a chunk → a question (by rules of word order, or written by the generator)
-      → it stands alone → the retriever finds the chunk → the answerer, given the chunk, returns the span → it is new
+      → it stands alone → it is new → it reads like language → the retriever finds the chunk
+      → the answerer, given the passage, returns the span
 
-Questions by rules have the right answer by construction; written ones sound like a person. Each batch has both, in the
-proportion in which they have passed so far. The run can be stopped and resumed: FILE.partial holds what was kept.
+Questions by rules have the right answer by construction; written ones sound like a person, if the model is large
+enough. Each batch has both: mostly the former with a small generator, mostly the latter with a large one. The run can be stopped and resumed: FILE.partial holds what was kept.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from rag.errors import ConfigError, QuestionsError, UsageError
+from rag.errors import ConfigError, EndpointError, QuestionsError, UsageError
 from rag.prompt import is_abstention
 from rag.protocols import Decoding, Generator
+from rag.sentences import sentences
 from rag.types import Chunk, Evidence, Passage, Question, content_hash
 from tuning.cloze import cloze_question
 from tuning.rows import find_span
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
 
 Progress: TypeAlias = Callable[[str, int, int, str], None]
 Origin = Literal["rule", "written"]
-FILTERS = ("stands_alone", "found", "returned", "new")
+FILTERS = ("stands_alone", "new", "fluent", "found", "returned")
 _WEIGHT: dict[SpanKind, float] = {"date": 1.5, "number": 2.0, "name": 1.5, "quoted": 1.0, "phrase": 1.0}
 
 
@@ -44,11 +47,14 @@ class QuestionsConfig:
 
     `k`: the chunk must be among the first k that retrieval finds for the question. `min_f1`: between the span and what
     the answerer says. `per_chunk`: at most so many are kept of one chunk. `unanswerable_share`: share of the rows whose
-    question the documents do not answer. `similar`: rapidfuzz ratio (0-100) from which two questions count as one.
+    question the documents do not answer. `written`: share of the questions that the generator writes (None: by its
+    size). `fluent`: the share of the questions by rules that is kept by the generator's log-probability. `similar`: rapidfuzz ratio (0-100) from which two questions count as one.
     """
 
     k: int = 3
     min_f1: float = 0.5
+    written: float | None = None
+    fluent: float = 0.6
     per_chunk: int = 2
     unanswerable_share: float = 0.1
     similar: float = 88.0
@@ -104,10 +110,6 @@ class _State:
     passed: Counter[str] = field(default_factory=Counter)
     batches: int = 0
     seconds: float = 0.0
-
-    def rate(self, origin: Origin) -> float:
-        """Share of this origin that was kept, as if one of two had been kept before."""
-        return (self.passed[origin] + 1) / (self.tried[origin] + 2)
 
 
 def make_questions(
@@ -205,7 +207,8 @@ class _Maker:
         self.index = retriever.index
         self.chunks: list[Chunk] = list(self.index.chunks)
         self.titles = {s.source: s.title for s in self.index.sources}
-        self.words = Counter(w for c in self.chunks for w in set(re.findall(r"[a-z]+", c.text)))
+        self.written_share = _written_share(generator) if config.written is None else config.written
+        self.words = Counter(w for c in self.chunks for w in set(re.findall(r"\b[a-z]+\b", c.text)))
 
     def identity(self) -> dict[str, Any]:
         """What a partial file must agree with to be continued."""
@@ -218,25 +221,51 @@ class _Maker:
     # ------------------------------------------------------------- candidates
 
     def batches(self, state: _State) -> Iterator[list[tuple[_Candidate, Origin, str]]]:
-        """Candidates in batches, over all chunks before any chunk a second time; the same order for the same seed."""
-        rounds = self._rounds()
-        skip = state.tried["drawn"]
-        while True:
-            batch: list[tuple[_Candidate, Origin, str]] = []
-            share = state.rate("written") / (state.rate("written") + state.rate("rule"))
-            for candidate in rounds:
-                if skip:
-                    skip -= 1
-                    continue
-                state.tried["drawn"] += 1
-                origin = self._origin(candidate, min(0.8, max(0.2, share)), state.tried["drawn"])
-                if origin is not None:
-                    batch.append((candidate, *origin))
-                if len(batch) == self.config.batch:
-                    break
-            if not batch:
-                return
+        """Candidates in batches, those that were drawn before left out; the same order for the same seed."""
+        batch: list[tuple[_Candidate, Origin, str]] = []
+        skip = drawn = state.tried["drawn"]
+        for number, item in enumerate(self._drawn()):
+            if number < skip:
+                continue
+            drawn += 1
+            if item is not None:
+                batch.append(item)
+            if len(batch) == self.config.batch:
+                state.tried["drawn"] = drawn
+                yield batch
+                batch = []
+        if batch:
+            state.tried["drawn"] = drawn
             yield batch
+
+    def _drawn(self) -> Iterator[tuple[_Candidate, Origin, str] | None]:
+        """All candidates with the way their question comes about; None where a candidate is left for the second time.
+
+        The first time round, rules and generator take turns in the share that is wanted; the second time the generator
+        writes questions for the sentences that fit no rule.
+        """
+        share = self.written_share
+        fits = self._share_with_rule()
+        left = []
+        for candidate in self._rounds():
+            draw = random.Random(f"{self.config.seed}:{candidate.chunk.id}:{candidate.span.start}").random()
+            made = cloze_question(candidate.chunk.text, candidate.span, self.words) if share < 1 else None
+            if made is not None:
+                yield candidate, "rule", made
+            elif draw * (1 - fits) * (1 - share) < fits * share:
+                yield candidate, "written", ""
+            else:
+                left.append(candidate)
+                yield None
+        for candidate in left:
+            yield candidate, "written", ""
+
+    def _share_with_rule(self) -> float:
+        """Share of the candidates that fit a rule, from a sample of chunks."""
+        rng = random.Random(self.config.seed)
+        chunks = rng.sample(self.chunks, min(60, len(self.chunks)))
+        found = [cloze_question(c.text, s, self.words) is not None for c in chunks for s in self._ranked(c)]
+        return sum(found) / max(1, len(found))
 
     def _rounds(self) -> Iterator[_Candidate]:
         rng = random.Random(self.config.seed)
@@ -246,7 +275,7 @@ class _Maker:
         for number in range(max((len(s) for s in spans.values()), default=0)):
             for chunk in order:
                 if number < len(spans[chunk.id]):
-                    topic = " - ".join(chunk.headings[-1:]) or self.titles.get(chunk.source, "") or chunk.source
+                    topic = " - ".join(chunk.headings[-1:]) or _topic(self.titles.get(chunk.source, "") or chunk.source)
                     yield _Candidate(chunk, spans[chunk.id][number], topic)
 
     def _ranked(self, chunk: Chunk) -> list[Span]:
@@ -268,16 +297,6 @@ class _Maker:
                 out.append(span)
         return out
 
-    def _origin(self, candidate: _Candidate, written: float, number: int) -> tuple[Origin, str] | None:
-        """How the question comes about. Sentences without a rule are written about so often that the shares hold."""
-        made = cloze_question(candidate.chunk.text, candidate.span, self.words)
-        draw = random.Random(f"{self.config.seed}:origin:{number}").random()
-        if made is not None:
-            return ("rule", made) if draw >= 0.3 * written else ("written", "")
-        if draw < 0.12 * written / (1 - written):
-            return "written", ""
-        return None
-
     # ------------------------------------------------------------------ a batch
 
     def run(self, batch: Sequence[tuple[_Candidate, Origin, str]], state: _State, wanted: int) -> None:
@@ -288,7 +307,8 @@ class _Maker:
             state.tried[origin] += 1
         cheap = self._pass(state, "stands_alone", asked, [self._alone(c, q) for c, _, q in asked])
         fresh = self._pass(state, "new", cheap, self._new(cheap, state))
-        found = self._pass(state, "found", fresh, self._found(fresh))
+        fluent = self._pass(state, "fluent", fresh, self._fluent(fresh))
+        found = self._pass(state, "found", fluent, self._found(fluent))
         for candidate, origin, question in self._pass(state, "returned", found, self._returned(found)):
             state.passed[origin] += 1
             if len(state.kept) < wanted:
@@ -326,19 +346,38 @@ class _Maker:
             question, candidate.answer, chunk.text, candidate.topic
         )
 
+    def _fluent(self, items: Sequence[tuple[_Candidate, Origin, str]]) -> list[bool]:
+        """Whether a question by rules is among the likelier ones of its batch, to the generator, per token.
+
+        All pass where the generator gives no log-probabilities (some endpoints).
+        """
+        rules = [i for i, (_, origin, _) in enumerate(items) if origin == "rule"]
+        if not rules or self.config.fluent >= 1:
+            return [True] * len(items)
+        prompts = [[{"role": "user", "content": f"Ask a question about {items[i][0].topic}."}] for i in rules]
+        try:
+            scores = self.generator.score(prompts, [items[i][2] for i in rules])
+        except EndpointError:
+            return [True] * len(items)
+        means = {i: float(score.mean()) for i, score in zip(rules, scores, strict=True)}
+        best = sorted(means.values(), reverse=True)
+        bar = best[max(0, math.ceil(self.config.fluent * len(best)) - 1)]
+        return [i not in means or means[i] >= bar for i in range(len(items))]
+
     def _found(self, items: Sequence[tuple[_Candidate, Origin, str]]) -> list[bool]:
         results = self.retriever.search_many([q for _, _, q in items], self.config.k) if items else []
         return [any(p.chunk.id == c.chunk.id for p in found) for (c, _, _), found in zip(items, results, strict=True)]
 
     def _returned(self, items: Sequence[tuple[_Candidate, Origin, str]]) -> list[bool]:
-        """Whether the answerer, shown the chunk alone, says the span (or begins with it, as models that ramble do)."""
+        """Whether the answerer, shown the sentence and its neighbours, says the span, or begins with it and rambles on."""
         if not items:
             return []
         from rag.answer import AnswerConfig, Answerer
         from rag.metrics import f1, normalise
 
-        answerer = Answerer(self.generator, self.retriever, AnswerConfig(k=1, max_new_tokens=24))
-        shown = [[Passage(c.chunk, 1, 1.0)] for c, _, _ in items]
+        config = AnswerConfig(k=1, max_new_tokens=24)
+        answerer = Answerer(self.generator, self.retriever, config)
+        shown = [[Passage(_around(c), 1, 1.0)] for c, _, _ in items]
         answers = answerer.answer_many([q for _, _, q in items], arm="rag", retrievals=shown)
         good = []
         for (c, _, _), answer in zip(items, answers, strict=True):
@@ -347,6 +386,7 @@ class _Maker:
             good.append(
                 not is_abstention(answer.text) and (begins or f1(answer.text, [c.answer]) >= self.config.min_f1)
             )
+        self.last_answers = [a.text for a in answers]
         return good
 
     def _new(self, items: Sequence[tuple[_Candidate, Origin, str]], state: _State) -> list[bool]:
@@ -400,6 +440,30 @@ class _Maker:
             if not any(_covers(p.chunk.text, question, name) for p in passages)
         ]
         return kept[:count]
+
+
+def _around(candidate: _Candidate) -> Chunk:
+    """The part of the chunk that a small model can read: the sentence of the span, one before, one behind."""
+    text = candidate.chunk.text
+    spans = sentences(text)
+    at = next((i for i, s in enumerate(spans) if s == candidate.span.sentence), 0)
+    begin, end = spans[max(0, at - 1)][0], spans[min(len(spans) - 1, at + 1)][1]
+    start = candidate.chunk.start + begin
+    return replace(candidate.chunk, text=text[begin:end], start=start, end=start + end - begin)
+
+
+def _written_share(generator: Generator) -> float:
+    """How much a generator should write itself: little below a billion weights, where its questions miss the answer."""
+    model = getattr(generator, "model", None)
+    small = hasattr(model, "num_parameters") and model.num_parameters() < 1e9
+    return 0.15 if small else 0.8
+
+
+def _topic(title: str) -> str:
+    """A title, or a file name without its ending, its numbers and its hashes."""
+    words = re.split(r"[\s_/-]+", re.sub(r"\.\w{1,5}$", "", title))
+    kept = [w for w in words if not re.fullmatch(r"\d+|(?=.*\d)[0-9a-f]{6,}", w)]
+    return " ".join(kept) or title
 
 
 def _covers(text: str, question: str, name: str) -> bool:

@@ -175,7 +175,7 @@ def _phrases(text: str, begin: int, end: int) -> Iterable[tuple[int, int]]:
 def _noun(text: str, run: list[tuple[int, int]]) -> Iterable[tuple[int, int]]:
     while run and _NO_NOUN.search(text[slice(*run[-1])]):
         run = run[:-1]
-    while run and text[slice(*run[0])].endswith("ly"):
+    while run and text[slice(*run[0])].endswith(("ly", "ed", "ing")):
         run = run[1:]
     if len(run) == 1 and text[slice(*run[0])] in _EMPTY:
         return

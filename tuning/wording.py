@@ -142,13 +142,16 @@ def question_word(sentence: str, answer: str, kind: SpanKind, rng: random.Random
 
 
 _DEICTIC = re.compile(
-    r"\b(?:this|that|these|those|the (?:above|following|text|passage|article|paragraph|document|sentence|author|given))\b"
-    r"(?!\s+(?:is|was|were|are|has|had)\b.*\bthat\b)|\b(?:he|she|it|they|him|his|her|hers|its|their|them|we|our|i|you|your)\b",
+    r"\b(?:this|that|these|those|the (?:above|following|text|passage|article|paragraph|document|sentence|author|given)"
+    r"|he|she|it|they|him|his|her|hers|its|their|them|we|our|i|you|your)\b",
     re.IGNORECASE,
+)
+_THAT_TIME = re.compile(
+    r"\b(?:this|that|these|those)\s(?:time|year|day|period|point|way|case|area|city|one|is|was)\b", re.I
 )
 _RELATIVE_THAT = re.compile(r"\b\w+ that (?=\w)", re.IGNORECASE)
 _ENGLISH = re.compile(
-    r"(?:(?:[A-Z][a-z]+ )?(?:What|When|Where|Who|Whom|Whose|Which|Why|How|what|when|where|who|whom|whose|which|why|how))\b.*\?$"
+    r"(?:[A-Z][a-z]+ )?(?:What|When|Where|Who|Whom|Whose|Which|Why|How|what|when|where|who|whom|whose|which|why|how)\b.*\?$"
 )
 _EMPTY = word_set(
     """what when where who whom whose which why how many much in on at of the a an is was are were did do does to for
@@ -166,7 +169,7 @@ def content_words(text: str) -> list[str]:
 def stands_alone(question: str, answer: str, text: str, topic: str) -> bool:
     """Whether a question can be asked without its text at hand, and is about the text.
 
-    It has the form of a question, names what it is about in at least two content words, points at nothing ("this", "he",
+    It has the form of a question, names what it is about in at least two content words, points at nothing ("this",
     "the passage"), does not give its answer away, and most of its words stand in the text or the topic.
     """
     asked = content_words(question)
@@ -179,7 +182,7 @@ def stands_alone(question: str, answer: str, text: str, topic: str) -> bool:
     else:
         if not _ENGLISH.match(question) or not 4 <= len(question.split()) <= 30:
             return False
-        if _DEICTIC.search(_RELATIVE_THAT.sub(" ", question)):
+        if _THAT_TIME.search(question) or _DEICTIC.search(_RELATIVE_THAT.sub(" ", question)):
             return False
     if len(asked) < 2 or answer.lower() in question.lower():
         return False
