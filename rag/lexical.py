@@ -9,9 +9,9 @@ Arrays of n chunks, v terms, z postings: `starts` int64 [v + 1], `rows` int32 [z
 Collection statistics enter at query time, so adding or removing chunks rewrites no score.
 
 Why no engine (`benchmarks/lexical.py` has the figures): bm25s builds its scores anew for one changed chunk; tantivy and
-SQLite FTS5 commit by themselves, so words and vectors could disagree after a crash, they keep words of deleted documents
-until they merge, and FTS5 takes many times longer for queries of several words. These arrays are written in the same
-commit as the vectors.
+SQLite FTS5 commit by themselves, so words and vectors could disagree after a crash, they keep words of deleted
+documents until they merge, and FTS5 takes many times longer for queries of several words. These arrays are written in
+the same commit as the vectors.
 
 `K1` and `B`, the stop words and the stems are those that were best on the questions set aside for choosing
 (`benchmarks/retrieval.py`, "dev"): stems alone are worth 0.02 to 0.04 nDCG@10 to the lexical half.
@@ -139,26 +139,27 @@ def merge_postings(old: Postings, old_rows: np.ndarray, new: Postings, new_rows:
     The rows that stay must ascend in both. Terms that no chunk holds any more disappear, so that a deleted document
     leaves no word behind.
     """
-    alive = (old_rows[old.rows] >= 0) if len(old.rows) else np.zeros(0, bool)
-    old_term = np.repeat(np.arange(len(old.terms)), np.diff(old.starts))[alive]
-    used = np.bincount(old_term, minlength=len(old.terms)) > 0
+    moved, counts, sizes = old_rows.astype(np.int32)[old.rows], old.counts, np.diff(old.starts)
+    if len(moved) and (old_rows < 0).any():
+        alive = moved >= 0
+        sizes = np.add.reduceat(alive, old.starts[:-1], dtype=np.int64)
+        moved, counts = moved[alive], counts[alive]
+    used = sizes > 0
     names = old.terms if used.all() else [t for t, u in zip(old.terms, used.tolist(), strict=True) if u]
-    terms, of_kept, of_new = _merge_terms(names, new.terms)
-    of_old = np.full(len(old.terms), -1, np.int64)
-    of_old[used] = of_kept
-    total = int((old_rows >= 0).sum() + len(new_rows))
-    # One number that sorts like (term, row): both sides ascend in it, so new postings are slotted in, not sorted in.
-    old_keys = of_old[old_term] * total + old_rows[old.rows[alive]]
-    new_term = np.repeat(of_new, np.diff(new.starts))
-    new_keys = new_term * total + new_rows[new.rows] if len(new.rows) else np.zeros(0, np.int64)
-    at = np.searchsorted(old_keys, new_keys)
-    keys = np.insert(old_keys, at, new_keys)
-    of_term, rows = np.divmod(keys, max(total, 1))
-    lengths = np.zeros(total, np.int32)
+    terms, of_old, of_new = _merge_terms(names, new.terms)
+    kept, added = np.zeros(len(terms) + 1, np.int64), np.zeros(len(terms) + 1, np.int64)
+    kept[of_old + 1], added[of_new + 1] = sizes[used], np.diff(new.starts)
+    kept, added = np.cumsum(kept), np.cumsum(added)
+    rows = new_rows[new.rows].astype(np.int32) if len(new.rows) else np.zeros(0, np.int32)
+    at = np.repeat(kept[of_new], np.diff(new.starts))  # where the new postings of a term go: among its old ones
+    for begin, end, term in zip(new.starts[:-1].tolist(), new.starts[1:].tolist(), of_new.tolist(), strict=True):
+        first, last = kept[term], kept[term + 1]
+        if first < last:
+            at[begin:end] += np.searchsorted(moved[first:last], rows[begin:end])
+    lengths = np.zeros(int((old_rows >= 0).sum()) + len(new_rows), np.int32)
     lengths[old_rows[old_rows >= 0]] = old.lengths[old_rows >= 0]
     lengths[new_rows] = new.lengths
-    counts = np.insert(old.counts[alive], at, new.counts)
-    return Postings(terms, _starts(of_term, len(terms)), rows.astype(np.int32), counts, lengths)
+    return Postings(terms, kept + added, np.insert(moved, at, rows), np.insert(counts, at, new.counts), lengths)
 
 
 def _merge_terms(old: list[str], new: list[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
