@@ -318,7 +318,7 @@ def _question_word(before: str, after: str, answer: str, kind: str, verb: str) -
         word == "by" and not re.search(r"(?:ed|en|wn|lt|de|un|ght|ld)\b", f"{verb} {before}")
     ):
         return None
-    if len(kept.split()) > 8 or "," in kept or not kept.strip() and verb in ("is", "are", "was", "were"):
+    if len(kept.split()) > 8 or "," in kept or (not kept.strip() and verb in ("is", "are", "was", "were")):
         return None
     return f"{word.capitalize()} {asked}", kept, after
 

@@ -5,7 +5,8 @@
       → the answerer, given the passage, returns the span
 
 Questions by rules have the right answer by construction; written ones sound like a person, if the model is large
-enough. Each batch has both: mostly the former with a small generator, mostly the latter with a large one. The run can be stopped and resumed: FILE.partial holds what was kept.
+enough. Each batch has both: mostly the former with a small generator, mostly the latter with a large one. The run can
+be stopped and resumed: FILE.partial holds what was kept.
 """
 
 from __future__ import annotations
@@ -45,10 +46,13 @@ _WEIGHT: dict[SpanKind, float] = {"date": 1.5, "number": 2.0, "name": 1.5, "quot
 class QuestionsConfig:
     """How questions are made.
 
-    `k`: the chunk must be among the first k that retrieval finds for the question. `min_f1`: between the span and what
-    the answerer says. `per_chunk`: at most so many are kept of one chunk. `unanswerable_share`: share of the rows whose
-    question the documents do not answer. `written`: share of the questions that the generator writes (None: by its
-    size). `fluent`: the share of the questions by rules that is kept by the generator's log-probability. `similar`: rapidfuzz ratio (0-100) from which two questions count as one.
+    `k`: the chunk must be among the first k that retrieval finds for the question.
+    `min_f1`: between the span and what the answerer says.
+    `written`: share of the questions that the generator writes (None: by its size).
+    `fluent`: share of the questions by rules that is kept, the likelier ones to the generator.
+    `per_chunk`: at most so many are kept of one chunk.
+    `unanswerable_share`: share of the rows whose question the documents do not answer.
+    `similar`: rapidfuzz ratio (0-100) from which two questions count as one.
     """
 
     k: int = 3
@@ -275,7 +279,8 @@ class _Maker:
         for number in range(max((len(s) for s in spans.values()), default=0)):
             for chunk in order:
                 if number < len(spans[chunk.id]):
-                    topic = " - ".join(chunk.headings[-1:]) or _topic(self.titles.get(chunk.source, "") or chunk.source)
+                    title = chunk.headings[-1] if chunk.headings else self.titles.get(chunk.source, "")
+                    topic = _topic(title or chunk.source)
                     yield _Candidate(chunk, spans[chunk.id][number], topic)
 
     def _ranked(self, chunk: Chunk) -> list[Span]:
@@ -369,7 +374,11 @@ class _Maker:
         return [any(p.chunk.id == c.chunk.id for p in found) for (c, _, _), found in zip(items, results, strict=True)]
 
     def _returned(self, items: Sequence[tuple[_Candidate, Origin, str]]) -> list[bool]:
-        """Whether the answerer, shown the sentence and its neighbours, says the span, or begins with it and rambles on."""
+        """Whether the answerer, shown the sentence and its neighbours, says the span.
+
+        A small model rambles on after the answer, so an answer that begins with the span counts; and for a question by
+        rules, whose answer is right by construction, one that holds it.
+        """
         if not items:
             return []
         from rag.answer import AnswerConfig, Answerer
@@ -380,13 +389,11 @@ class _Maker:
         shown = [[Passage(_around(c), 1, 1.0)] for c, _, _ in items]
         answers = answerer.answer_many([q for _, _, q in items], arm="rag", retrievals=shown)
         good = []
-        for (c, _, _), answer in zip(items, answers, strict=True):
-            said, span = normalise(answer.text), normalise(c.answer)
-            begins = bool(span) and said.startswith(span)
-            good.append(
-                not is_abstention(answer.text) and (begins or f1(answer.text, [c.answer]) >= self.config.min_f1)
-            )
-        self.last_answers = [a.text for a in answers]
+        for (c, origin, _), answer in zip(items, answers, strict=True):
+            said, span = f" {normalise(answer.text)} ", f" {normalise(c.answer)} "
+            begins = said.startswith(span) or (origin == "rule" and span in said)
+            same = f1(answer.text, [c.answer]) >= self.config.min_f1
+            good.append(bool(span.strip()) and not is_abstention(answer.text) and (begins or same))
         return good
 
     def _new(self, items: Sequence[tuple[_Candidate, Origin, str]], state: _State) -> list[bool]:
@@ -454,9 +461,8 @@ def _around(candidate: _Candidate) -> Chunk:
 
 def _written_share(generator: Generator) -> float:
     """How much a generator should write itself: little below a billion weights, where its questions miss the answer."""
-    model = getattr(generator, "model", None)
-    small = hasattr(model, "num_parameters") and model.num_parameters() < 1e9
-    return 0.15 if small else 0.8
+    model: Any = getattr(generator, "model", None)
+    return 0.15 if hasattr(model, "num_parameters") and model.num_parameters() < 1e9 else 0.8
 
 
 def _topic(title: str) -> str:

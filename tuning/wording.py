@@ -146,12 +146,14 @@ _DEICTIC = re.compile(
     r"|he|she|it|they|him|his|her|hers|its|their|them|we|our|i|you|your)\b",
     re.IGNORECASE,
 )
+_OWN = re.compile(r"(?<=.)\b([A-Z]\S*\b.*?)\b(?:his|her|its|their)\b")  # refers to a name in the question itself
 _THAT_TIME = re.compile(
     r"\b(?:this|that|these|those)\s(?:time|year|day|period|point|way|case|area|city|one|is|was)\b", re.I
 )
 _RELATIVE_THAT = re.compile(r"\b\w+ that (?=\w)", re.IGNORECASE)
 _ENGLISH = re.compile(
-    r"(?:[A-Z][a-z]+ )?(?:What|When|Where|Who|Whom|Whose|Which|Why|How|what|when|where|who|whom|whose|which|why|how)\b.*\?$"
+    r"(?:[A-Z][a-z]+ )?(?:what|when|where|who|whom|whose|which|why|how|What|When|Where|Who|Whom|Whose|Which|Why|How)\b"
+    r".*\?$"
 )
 _EMPTY = word_set(
     """what when where who whom whose which why how many much in on at of the a an is was are were did do does to for
@@ -182,7 +184,7 @@ def stands_alone(question: str, answer: str, text: str, topic: str) -> bool:
     else:
         if not _ENGLISH.match(question) or not 4 <= len(question.split()) <= 30:
             return False
-        if _THAT_TIME.search(question) or _DEICTIC.search(_RELATIVE_THAT.sub(" ", question)):
+        if _THAT_TIME.search(question) or _DEICTIC.search(_RELATIVE_THAT.sub(" ", _OWN.sub(r"\1", question))):
             return False
     if len(asked) < 2 or answer.lower() in question.lower():
         return False
