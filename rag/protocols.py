@@ -1,7 +1,8 @@
 """What a model must be able to do; `rag.models` has the implementations, `tests/fakes.py` the fakes.
 
 Kept apart from `rag.models` so that code and tests that only *use* models import neither torch nor transformers.
-A message is `{"role": "system" | "user" | "assistant", "content": str}`; messages are what a tokenizer's chat template takes.
+A message is `{"role": "system" | "user" | "assistant", "content": str}`, as a tokenizer's chat template takes it.
+Where the last message is the assistant's, it is the beginning of the answer, and the model continues it.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ Progress: TypeAlias = Callable[[int, int], None]
 class Decoding:
     """How an answer is generated. Greedy unless `temperature` > 0; `seed` matters only then.
 
-    `copy_from` restricts the output to contiguous spans of these texts (whole words), which a small model needs in order
-    to answer shortly; `copy_options` are whole outputs allowed besides (the words for "not in the documents").
+    `copy_from` restricts the output to contiguous spans of these texts (whole words), so that nothing can be said that
+    does not stand in them; `copy_options` are whole outputs allowed besides (the words for "not in the documents").
     """
 
     max_new_tokens: int = 64
@@ -37,7 +38,7 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One generated text; `logprob` is the sum over its tokens (natural log), end token included, None where unknown."""
+    """One generated text; `logprob` is the sum over its tokens (natural log), with the end token, or None."""
 
     text: str
     tokens_in: int
@@ -92,7 +93,7 @@ class Generator(Protocol):
         ...
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of the chat template over `messages`, ready for the assistant's turn. EndpointError where unknown."""
+        """Token ids of the chat template over `messages`, ready for the assistant. EndpointError where unknown."""
         ...
 
     def generate(
@@ -102,7 +103,7 @@ class Generator(Protocol):
         *,
         progress: Progress | None = None,
     ) -> list[Generation]:
-        """One generation for each prompt, in order; batched, sorted by length inside. One Decoding for all, or one each."""
+        """One generation for each prompt, in order; batched inside. One Decoding for all, or one each."""
         ...
 
     def stream(self, messages: Sequence[Message], decoding: Decoding = Decoding()) -> Iterator[str]:

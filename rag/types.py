@@ -59,7 +59,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A contiguous piece of a document: `document.text[start:end] == text`. Pages count from 1; None where there are none."""
+    """A contiguous piece of a document: `document.text[start:end] == text`. Pages count from 1; None without pages."""
 
     id: str
     document_id: str
@@ -118,7 +118,7 @@ class Citation:
 class Answer:
     """What one arm said to one question.
 
-    `passages` are those the model saw, in rank order; `cut` counts retrieved passages that did not fit the token budget.
+    `passages` are those the model saw, in rank order; `cut` counts retrieved ones that did not fit the token budget.
     `unknown_markers` are citation numbers that named no passage of this turn: dropped from the text, and counted.
     """
 
@@ -201,7 +201,7 @@ Event: TypeAlias = Searching | Retrieved | Token | Finished
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One run as it is stored: the same schema from chat, agent and evaluation. `time` is seconds since the epoch, UTC."""
+    """One run as it is stored: one schema from chat, agent and evaluation. `time` is seconds since the epoch, UTC."""
 
     id: str
     time: float
