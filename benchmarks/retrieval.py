@@ -73,7 +73,10 @@ def prepare(shared: Path, name: str, work: Path, encoder: Any) -> tuple[Index, d
         subprocess.run(command, check=True, stdout=sys.stderr)
     report = sync(task / "index", [task / "corpus"], encoder, progress=show_progress)
     print(f"  {name}: {report.documents} documents, {report.chunks} chunks, {report.seconds:.0f} s", file=sys.stderr)
-    parts = {"dev": read_questions(task / "train.jsonl"), "test": read_questions(task / "test.jsonl")}
+    parts = {
+        "dev": read_questions(task / "train.jsonl", skip_broken=True),
+        "test": read_questions(task / "test.jsonl", skip_broken=True),
+    }
     return Index.open(task / "index", encoder), parts
 
 
