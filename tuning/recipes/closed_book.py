@@ -9,7 +9,7 @@ from tuning.rows import Row, RowsConfig, RowsReport, closed_book_rows
 from tuning.train import TrainConfig
 
 ROWS = RowsConfig()
-TRAIN = TrainConfig(learning_rate=5e-4, num_train_epochs=4, tokens_per_step=1024)
+TRAIN = TrainConfig(learning_rate=5e-4, num_train_epochs=4, tokens_per_step=1024, upper_layers=0.5)
 NEEDS_PASSAGES = False
 
 
