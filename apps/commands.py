@@ -78,7 +78,7 @@ def _show_index(payload: Mapping[str, Any], report: IndexReport) -> str:
 
 
 def search(
-    index: Path, query: str, *, k: int, mode: str, reranker: str | None, encoder: str | None, console: Console
+    index: Path, query: str, *, k: int | None, mode: str, reranker: str | None, encoder: str | None, console: Console
 ) -> int:
     """What retrieval finds for one query."""
     from rag.answer import check_question

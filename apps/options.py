@@ -55,7 +55,7 @@ OPTIONS: dict[str, Option] = {
     "reranker": Option("cross-encoder that re-orders what was found: a hub id or a folder", metavar="NAME"),
     "seed": Option("random seed", int, 0, metavar="N"),
     "words": Option("words in a chunk (default 150, or as the index has it)", count, metavar="N"),
-    "k": Option("passages to find", count, 5, metavar="N", short="-k"),
+    "k": Option("passages to find (default: 5 in a search, else as decided, else 2)", count, metavar="N", short="-k"),
     "mode": Option("how to search", default="hybrid", choices=("hybrid", "dense", "lexical")),
     "arm": Option("who answers; auto: what `ragtune decide` chose, else rag", default="auto", choices=("auto", *ARMS)),
     "adapter": Option("adapter folder made by `ragtune tune`", Path, metavar="DIR"),

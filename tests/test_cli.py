@@ -140,7 +140,8 @@ def test_flag_beats_environment_beats_file_beats_default(tmp_path: Path) -> None
     assert resolve("search", given(*argv), {})["k"] == 7
     assert resolve("search", given(*argv), {"RAGTUNE_K": "8"})["k"] == 8
     assert resolve("search", given(*argv, "-k", "9"), {"RAGTUNE_K": "8"})["k"] == 9
-    assert resolve("search", given("search", "i", "q"), {})["k"] == 5
+    assert resolve("search", given("search", "i", "q"), {})["k"] is None  # the command's own default
+    assert resolve("search", given("search", "i", "q"), {})["mode"] == "hybrid"
     assert resolve("search", given("search", "i", "q"), {"RAGTUNE_CONFIG": str(config)})["k"] == 7
 
 
