@@ -359,7 +359,7 @@ def _ask_number(before: str, after: str, answer: str, verb: str) -> tuple[str, s
     if re.match(r"[$€£¥]", answer):
         return ("How much", kept, after) if not kept.strip() else None
     bare = re.fullmatch(r"[\d.,]+|[a-z]+(?:-[a-z]+)?", answer, re.IGNORECASE)
-    noun = re.match(r"((?:[a-z-]+\s+){0,2}[a-z-]+s)\b(?!\s+(?:and|or)\b)", after)
+    noun = re.match(r"((?:[a-z-]+\s+){0,2}?[a-z-]+s)\b(?!\s+(?:and|or)\b)", after)
     if bare and noun and not kept.strip() and not re.search(r"\b(?:of|in|and|to|is|was)\b", noun[1]):
         return f"How many {noun[1]}", kept, after[noun.end() :]
     return None

@@ -427,26 +427,23 @@ class _Maker:
             for span in answer_spans(chunk.text):
                 if span.kind == "name":
                     names.setdefault(chunk.source, []).append(" ".join(chunk.text[span.start : span.end].split()))
-        swapped = []
+        swapped: list[tuple[Question, str, str]] = []
         for row in rng.sample(list(rows), len(rows)):
-            source = row.evidence[0].source
-            own = [name for name in set(names.get(source, ())) if find_span(row.question, name)]
-            others = [s for s in sorted(names) if s != source]
-            if not own or not others:
+            own = [name for name in set(names.get(row.evidence[0].source, ())) if find_span(row.question, name)]
+            others = sorted(s for s in names if s != row.evidence[0].source)
+            if not own or not others or len(swapped) >= 24 * count:
                 continue
             old = max(own, key=lambda name: (len(name), name))
-            new = rng.choice(names[rng.choice(others)])
-            if new.lower() not in row.question.lower():
-                swapped.append((row, row.question.replace(old, new), new))
-            if len(swapped) >= 3 * count:
-                break
+            for source in rng.sample(others, min(4, len(others))):
+                new = rng.choice(names[source])
+                if new.lower() not in row.question.lower():
+                    swapped.append((row, row.question.replace(old, new), new))
         found = self.retriever.search_many([q for _, q, _ in swapped], 10) if swapped else []
-        kept = [
-            Question(f"{row.id}-x", question, unanswerable=True)
-            for (row, question, name), passages in zip(swapped, found, strict=True)
-            if not any(_covers(p.chunk.text, question, name) for p in passages)
-        ]
-        return kept[:count]
+        kept: dict[str, Question] = {}
+        for (row, question, name), passages in zip(swapped, found, strict=True):
+            if not any(_covers(p.chunk.text, question, name) for p in passages):
+                kept.setdefault(row.id, Question(f"{row.id}-x", question, unanswerable=True))
+        return list(kept.values())[:count]
 
 
 def _around(candidate: _Candidate) -> Chunk:

@@ -200,7 +200,7 @@ class _Builder:
                 numbered,
                 count_tokens=self.count_tokens,
                 budget=self.config.context_tokens,
-                style=self.config.style,
+                style="short" if self.config.style == "examples" else self.config.style,
             )
             gold = [] if kind == "abstain" else _gold(shown, needs)
             if all(i < len(rendered.shown) for i in gold):

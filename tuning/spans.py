@@ -150,7 +150,7 @@ def _names(text: str, begin: int, end: int) -> Iterable[tuple[int, int]]:
             words = words[:-1]
         if text[start:stop].endswith(("'s", "’s")):
             stop -= 2
-        opens = m.start() == begin and len(words) == 1
+        opens = start == begin and len(words) == 1
         if words and not opens and stop - start >= 3 and words[0].lower() not in _STOP:
             yield start, stop
 

@@ -161,10 +161,13 @@ _EMPTY = word_set(
 )
 
 
+_CJK_WORD = re.compile(r"什么时候|哪一年|什么|哪里|哪个|多少|几|谁|いつ|どこ|いくつ|何|誰")
+
+
 def content_words(text: str) -> list[str]:
     """Lower-case words that carry content, and CJK characters by pairs."""
     words = [w for w in re.findall(r"[^\W_\u3040-\u30ff\u3400-\u9fff]+", text.lower()) if w not in _EMPTY]
-    runs = re.findall(r"[\u3040-\u30ff\u3400-\u9fff]+", text)
+    runs = re.findall(r"[\u3040-\u30ff\u3400-\u9fff]+", _CJK_WORD.sub(" ", text))
     return words + [run[i : i + 2] for run in runs for i in range(max(1, len(run) - 1))]
 
 
@@ -195,5 +198,5 @@ def stands_alone(question: str, answer: str, text: str, topic: str) -> bool:
 
 
 def _stem(word: str) -> str:
-    """The first five letters: enough to see that "moved" and "move" are one word."""
-    return word[:5]
+    """Six letters without an ending: enough to see that "moved" and "move" are one word."""
+    return re.sub(r"y$", "i", re.sub(r"(?:ing|ed|es|s|e)$", "", word))[:6]
