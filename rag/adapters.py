@@ -1,10 +1,7 @@
 """Adapters on a loaded base: checked before they touch it, loaded once, switched in microseconds, off means off.
 
-An adapter folder is PEFT's own (adapter_config.json, adapter_model.safetensors) or, for method "full", a whole model;
-`ragtune.json` beside it names the base and the tokenizer it was trained with.
-
-An attached LoRA adds two small products to every layer, a third of the time on a processor. So an adapter whose merged
-weights answer like the attached ones (`parity`) is served merged: its weights are swapped in, and the base's own
+An attached LoRA adds two small products to every layer: up to a third more time on a processor. So an adapter whose
+merged weights answer like the attached ones (`parity`) is served merged: its weights are swapped in, and the base's own
 tensors, never written to, are swapped back.
 """
 
@@ -13,18 +10,17 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rag.decode import Job, TextStream, run
+from rag.adapter_folder import AdapterFolder, check_fits, read_adapter
 from rag.engine import make_backend_factory
-from rag.errors import AdapterMismatch, ModelError, UnknownModel
-from rag.names import ModelFolder, check_folder
-from rag.protocols import Decoding, Message
-from rag.starters import file_sha256, quiet, read_cache, write_cache
+from rag.errors import AdapterMismatch
+from rag.names import ModelFolder
+from rag.protocols import Message
+from rag.starters import quiet, read_cache, write_cache
 from rag.types import content_hash
 
 if TYPE_CHECKING:
@@ -32,7 +28,6 @@ if TYPE_CHECKING:
 
     from rag.generator import LocalGenerator
 
-RECORD = "ragtune.json"
 MERGED_BYTES = 2 << 30
 _NOT_MERGED = ("modules_to_save", "trainable_token_indices", "lora_bias", "alora_invocation_tokens")
 PARITY_TOKENS = 8
@@ -57,60 +52,6 @@ class Parity:
     different: int
     largest: float
     tolerance: float
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterFolder:
-    """A checked adapter folder: `key` identifies its bytes, `full` says that it holds a whole model."""
-
-    folder: Path
-    key: str
-    full: bool
-    record: dict[str, Any]
-
-
-def read_adapter(folder: Path) -> AdapterFolder:
-    """Look at an adapter folder without loading anything from it.
-
-    Raises:
-        UnknownModel: there is no adapter here.
-        ModelError: its weights are pickles, or it asks for code from outside.
-    """
-    if not folder.is_dir():
-        raise UnknownModel(
-            f"There is no adapter folder {folder}. Train one: ragtune tune INDEX --questions FILE --out {folder}"
-        )
-    record: dict[str, Any] = {}
-    if (folder / RECORD).is_file():
-        record = read_json(folder / RECORD)
-    config = folder / "adapter_config.json"
-    full = not config.is_file()
-    if full and not (folder / "config.json").is_file():
-        raise UnknownModel(f"{folder} holds neither adapter_config.json nor config.json: it is no adapter folder.")
-    if full:
-        check_folder(folder)
-        weights = sorted(folder.glob("*.safetensors"))
-    else:
-        mapping = read_json(config).get("auto_mapping") or {}
-        library = str(mapping.get("parent_library") or "transformers")
-        if library.split(".")[0] != "transformers":
-            raise ModelError(f"{config} is refused: auto_mapping names code of {library!r}; allowed: transformers.")
-        weights = [folder / "adapter_model.safetensors"]
-        if not weights[0].is_file():
-            raise ModelError(f"{folder} has no adapter_model.safetensors; pickled adapters (*.bin) are refused.")
-    key = content_hash(*(file_sha256(w) for w in weights), *(p.read_text() for p in (config,) if p.is_file()))[:16]
-    return AdapterFolder(folder, key, full, record)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; ModelError names the file where it is damaged."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} is not readable JSON ({error}); the adapter folder is damaged.") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} holds no JSON object; the adapter folder is damaged.")
-    return value
 
 
 def _compare(
@@ -139,7 +80,7 @@ class AdapterSet:
         found = read_adapter(folder)
         if found.key in self._loaded:
             return found.key
-        self._check(found)
+        check_fits(found, self._generator)
         if found.full:
             self._full[found.key] = self._load_full(found)
         else:
@@ -148,56 +89,6 @@ class AdapterSet:
         if not found.full and self.parity(found.key).equal:
             self._keep_merged(found.key)
         return found.key
-
-    def _check(self, found: AdapterFolder) -> None:
-        generator, record = self._generator, found.record
-        for field, mine in (("base_fingerprint", generator.fingerprint), ("tokenizer_hash", generator.tokenizer_hash)):
-            if record.get(field) not in (None, mine):
-                base = record.get("base", "unknown")
-                raise AdapterMismatch(
-                    f"The adapter {found.folder} was trained on '{base}' ({field} {record[field]}), and the generator "
-                    f"is '{generator.name}' ({field} {mine}). Load the adapter's base with --generator, or tune anew."
-                )
-        if found.full:
-            return
-        named = str(read_json(found.folder / "adapter_config.json").get("base_model_name_or_path") or "")
-        if "base_fingerprint" not in record:
-            known = {generator.name, str(getattr(generator.model.config, "_name_or_path", ""))}
-            if named not in known:
-                warnings.warn(
-                    f"The adapter {found.folder} has no {RECORD} and names the base '{named}', while the generator is "
-                    f"'{generator.name}': only its shapes could be checked.",
-                    stacklevel=2,
-                )
-        self._check_shapes(found)
-
-    def _check_shapes(self, found: AdapterFolder) -> None:
-        """Every weight of the adapter finds its layer in the same shape, so that nothing is ever half loaded."""
-        import torch
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        path = found.folder / "adapter_model.safetensors"
-        try:
-            weights = load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise ModelError(f"{path} is not readable ({error}); the adapter folder is damaged.") from error
-        for name, tensor in weights.items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise ModelError(f"The adapter {found.folder} holds NaN or infinity in {name}; tune anew.")
-            for part, axis, side in ((".lora_A.", 1, "in_features"), (".lora_B.", 0, "out_features")):
-                if part not in name or tensor.dim() != 2:
-                    continue
-                layer = name.split(part)[0].removeprefix("base_model.model.")
-                try:
-                    size = getattr(self._generator.model.get_submodule(layer), side, None)
-                except AttributeError:
-                    size = "missing"
-                if size is not None and size != tensor.shape[axis]:
-                    raise AdapterMismatch(
-                        f"The adapter {found.folder} does not fit '{self._generator.name}': layer {layer} has "
-                        f"{side} {size}, and the adapter was made for {tensor.shape[axis]}."
-                    )
 
     def _load_full(self, found: AdapterFolder) -> Any:
         from rag.generator import load_causal
@@ -281,20 +172,25 @@ class AdapterSet:
         return result
 
     def _greedy(self, key: str, prompts: Sequence[Sequence[Message]]) -> tuple[list[list[int]], torch.Tensor]:
-        """Greedy tokens and the logits of the first of them."""
+        """Greedy tokens (also behind an end of turn) and the logits of the first of them."""
         import torch
 
-        generator = self._generator
-        ids = [generator.prompt_ids(prompt) for prompt in prompts]
-        decoding = Decoding(max_new_tokens=PARITY_TOKENS)
-        jobs = [Job(i, p, decoding, PARITY_TOKENS, TextStream(generator.tokenizer)) for i, p in enumerate(ids)]
+        ids = [self._generator.prompt_ids(prompt) for prompt in prompts]
         make = self.backend_factory(None)
+        tokens: list[list[int]] = []
+        logits: list[torch.Tensor] = []
         with self.active(key):
-            backend = make(max(map(len, ids)) + 1, 1)
-            logits = torch.cat([backend.admit([(0, prompt)]) for prompt in ids])
-            for _ in run(make, jobs, generator.tokens.ends):
-                continue
-        return [job.out for job in jobs], logits
+            backend = make(max(map(len, ids)) + PARITY_TOKENS, len(ids))
+            for begin in range(0, len(ids), backend.slots):
+                found = backend.admit(list(enumerate(ids[begin : begin + backend.slots])))
+                logits.append(found)
+                rows = [[int(token)] for token in found.argmax(-1)]
+                for _ in range(PARITY_TOKENS - 1):
+                    found = backend.step([(slot, row[-1]) for slot, row in enumerate(rows)])
+                    for row, token in zip(rows, found.argmax(-1).tolist(), strict=True):
+                        row.append(token)
+                tokens += rows
+        return tokens, torch.cat(logits)
 
     def _keep_merged(self, key: str) -> bool:
         """Make the merged weights of an adapter; False where that is not possible or takes too much memory."""

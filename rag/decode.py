@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rag.copying import CopyState
-from rag.engine import PackedBackend, PlainBackend
+from rag.engine import PlainBackend
 from rag.errors import NumericalError
+from rag.packed import PackedBackend
 from rag.protocols import Decoding
 
 if TYPE_CHECKING:
@@ -208,7 +209,8 @@ def _advance(jobs: Sequence[Job], logits: torch.Tensor, ends: Sequence[int]) -> 
 
 def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
     """How many first items all sequences share; at least one item of each is left over."""
-    first, last = min(sequences), max(sequences)  # in order, the two that differ first
+    ordered = sorted(map(list, sequences))
+    first, last = ordered[0], ordered[-1]  # in this order, the two that differ first
     length = 0
     limit = min(map(len, sequences)) - 1
     while length < limit and first[length] == last[length]:

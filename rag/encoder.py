@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -53,6 +54,7 @@ class LocalEncoder:
         self._prompts = {kind: self._prompt(kind) for kind in _PROMPTS}
         self._direct = hasattr(self._tokenizer, "pad_token_id") and self._tokenizer.is_fast
         self._specials = self._tokenizer.num_special_tokens_to_add() if self._direct else 0
+        self._lock = threading.Lock()  # a tokenizer's truncation is state: counting and encoding must not interleave
         self._window = int(self._model.get_max_seq_length() or 1_000_000)
         longest_prompt = max(self.count_tokens(prompt) for prompt in self._prompts.values())
         self.max_tokens = self._window - self._specials - longest_prompt
@@ -69,7 +71,8 @@ class LocalEncoder:
         if not self._direct:
             encoded = self._tokenizer.encode(text, add_special_tokens=False)
             return len(getattr(encoded, "ids", encoded))
-        return len(self._tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
+        with self._lock:
+            return len(self._tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
 
     def encode(
         self, texts: Sequence[str], *, kind: Literal["query", "passage"] = "passage", progress: Progress | None = None
@@ -103,9 +106,9 @@ class LocalEncoder:
                     )
                 yield rows, np.asarray(values, dtype=np.float32)
             return
-        ids = self._tokenizer(
-            texts, truncation=True, max_length=self._window, padding=False, return_attention_mask=False, verbose=False
-        )["input_ids"]
+        options = {"truncation": True, "max_length": self._window, "padding": False, "verbose": False}
+        with self._lock:
+            ids = self._tokenizer(texts, return_attention_mask=False, **options)["input_ids"]
         budget = CPU_BATCH_TOKENS if self.device.type == "cpu" else GPU_BATCH_TOKENS
         pad = int(self._tokenizer.pad_token_id or 0)
         left = self._tokenizer.padding_side == "left"

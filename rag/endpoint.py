@@ -88,13 +88,19 @@ class EndpointGenerator:
 
     @property
     def context_window(self) -> int:
-        """As the server's model list states it (`max_model_len`, vLLM); 4096 where it says nothing."""
+        """As the server's model list states it (`max_model_len`, vLLM); 4096 where it says nothing. May be set."""
         with self._lock:
             if self._window is None:
-                listed = self._request("GET", "/models", None).get("data") or []
+                listed: Any = []
+                with contextlib.suppress(EndpointError):  # not every server lists its models
+                    listed = self._request("GET", "/models", None).get("data") or []
                 mine = next((m for m in listed if isinstance(m, dict) and m.get("id") == self.model), {})
                 self._window = int(mine.get("max_model_len") or mine.get("context_length") or DEFAULT_WINDOW)
             return self._window
+
+    @context_window.setter
+    def context_window(self, tokens: int) -> None:
+        self._window = tokens
 
     def count_tokens(self, text: str) -> int:
         """An estimate, rather too high: the endpoint's tokenizer is not here."""

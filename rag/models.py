@@ -2,7 +2,7 @@
 
 A name is "starter", a folder, a hub id, or "openai:MODEL@BASE_URL" for an endpoint. What is behind the door:
 `names` (resolve and refuse), `starters` (packaged weights), `hardware` (device, number format), `encoder`, `generator`
-with `tokens`, `engine`, `decode`, `copying`, `scoring` and `adapters`, `endpoint`.
+with `tokens`, `engine`, `packed`, `decode`, `copying`, `scoring` and `adapters`; `endpoint`.
 """
 
 from __future__ import annotations

@@ -103,13 +103,15 @@ def check_folder(folder: Path) -> None:
         )
 
 
-_CODE_KEYS = (
-    "auto_map",
-    "_attn_implementation_internal",
-    "_attn_implementation",
-    "attn_implementation",
-    "custom_generate",
-)
+_ALWAYS_CODE = ("auto_map", "_attn_implementation_internal", "custom_generate")
+_ATTENTION_KEYS = ("_attn_implementation", "attn_implementation")
+_ATTENTION = (
+    "eager",
+    "sdpa",
+    "flash_attention_2",
+    "flash_attention_3",
+    "flex_attention",
+)  # what transformers itself has
 
 
 def _check_config(path: Path) -> None:
@@ -121,9 +123,9 @@ def _check_config(path: Path) -> None:
     while pending:
         item = pending.pop()
         if isinstance(item, dict):
-            for key in _CODE_KEYS:
+            for key in (*_ALWAYS_CODE, *_ATTENTION_KEYS):
                 value = item.get(key)
-                if value and (key == "auto_map" or not isinstance(value, str) or value not in ("eager", "sdpa")):
+                if value and not (key in _ATTENTION_KEYS and value in _ATTENTION):
                     raise ModelError(
                         f"{path} is refused: its key '{key}' asks for code from outside ({value!r}). "
                         "Models run only with the code of the installed libraries; use one without custom code."

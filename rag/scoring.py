@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rag.decode import MIN_SHARED, common_prefix
-from rag.engine import PackedBackend, PlainBackend, Segment
+from rag.engine import PlainBackend
 from rag.errors import NumericalError
+from rag.packed import PackedBackend, Segment
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +79,10 @@ def _score_group(backend: PackedBackend, rows: Sequence[Row], group: list[int], 
 def _score_pack(
     backend: PackedBackend, rows: Sequence[Row], pack: list[int], shared: int, results: dict[int, np.ndarray]
 ) -> None:
-    segments, keep, targets, end = [], [], [], 0
+    segments: list[Segment] = []
+    keep: list[int] = []
+    targets: list[int] = []
+    end = 0
     for i in pack:
         prompt, completion = rows[i]
         ids = [*prompt[shared:], *completion[:-1]]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rag.copying import CopyState, SpanTokens, word_units
 from rag.decode import Job, TextStream, common_prefix, run
-from rag.engine import PackedBackend
+from rag.packed import PackedBackend
 from rag.protocols import Decoding
 from tests.conformance import starter_generator, tiny_model
 

@@ -16,9 +16,10 @@ import pytest
 
 from rag import hardware, names, starters
 from rag.encoder import length_batches, unit_rows
-from rag.engine import PackedBackend, PlainBackend, packable
+from rag.engine import PlainBackend, packable
 from rag.errors import ConfigError, ModelError, NumericalError, UnknownModel
 from rag.models import base_model, load_encoder, load_generator, load_reranker, tokenizer_hash
+from rag.packed import PackedBackend
 from rag.protocols import Decoding
 from rag.scoring import score_rows
 from tests.conformance import ask, starter_encoder, starter_generator, tiny_folder, tiny_model
