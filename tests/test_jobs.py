@@ -356,38 +356,49 @@ def test_the_real_demo_from_end_to_end(tmp_path: Path) -> None:
 
 
 @pytest.fixture()
-def prose(tmp_path: Path, models: Models, as_json: Json) -> Path:
-    """An index of plain sentences with names, dates and numbers, which questions can be made of."""
-    folder = tmp_path / "prose"
-    folder.mkdir()
-    towns = ("Korr", "Selby", "Varn", "Tolm", "Eskin", "Brae")
-    for i, town in enumerate(towns):
-        text = (
-            f"# {town}\n\nThe lighthouse of {town} was built by Ida Brandt{i} in 18{30 + i}. The keeper of {town} earned "
-            f"{210 + i} crowns a month. The harbour of {town} was opened by Tomas Vey{i} in 19{10 + i}.\n"
-        )
-        (folder / f"{town.lower()}.md").write_text(text)
-    as_json("index", folder, "--out", tmp_path / "prose-index")
-    return tmp_path / "prose-index"
+def maker(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """In place of the pipeline, which has its own tests: writes two questions for each of the named documents."""
+    from rag.questions import write_questions as write
+    from rag.types import Evidence, Question
+    from tuning import questions as pipeline
+
+    def make(sources: Sequence[str]) -> None:
+        def fake(retriever: Any, generator: Any, *, out: Path, n: int, progress: Any, **more: Any) -> Any:
+            progress("questions", n, n, "")
+            evidence = [Evidence(source, "words") for source in sources for _ in range(2)]
+            made = [Question(f"q{i}", f"What is {i}?", (str(i),), (e,)) for i, e in enumerate(evidence)]
+            write(out, made)
+            return pipeline.QuestionsReport(
+                Path(out), 2 * len(made), len(made), 0, {"found": 0.5}, {"rule": len(made)}, 1.0, True
+            )
+
+        monkeypatch.setattr(pipeline, "make_questions", fake)
+
+    return make
 
 
 def test_questions_are_made_split_by_document_and_never_overwritten(
-    prose: Path, tmp_path: Path, models: Models, as_json: Json, cli: Any
+    index: Path, tmp_path: Path, maker: Any, as_json: Json, cli: Any
 ) -> None:
     from rag.questions import read_questions
 
-    # The year at the end of the sentence: right for questions that ask when.
-    models.generator.reply = lambda messages: best_sentence(messages).rstrip(".").split()[-1]
+    maker(["ferry.md", "kitchen.txt", "library.html", "staff.csv"])
     train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
-    argv = ("questions", prose, "--out", train, "--test-out", test, "-n", "10")
+    argv = ("questions", index, "--out", train, "--test-out", test, "-n", "8")
     found = as_json(*argv)
-    assert {"asked", "kept", "filters"} <= set(found) and found["kept"] >= 2
-    assert all(0 <= share <= 1 for share in found["filters"].values())
+    assert {"asked", "kept", "filters"} <= set(found) and found["kept"] == 8
     one, two = read_questions(train), read_questions(test)
-    assert len(two) == found["held_out"] and not {q.id for q in one} & {q.id for q in two}
+    assert len(one) + len(two) == 8 and len(two) == found["held_out"] > 0
     assert not {e.source for q in one for e in q.evidence} & {e.source for q in two for e in q.evidence}
     before = train.read_text()
     code, _, err = cli(*argv)
     assert code == 2 and "may have been edited" in err and train.read_text() == before
     code, out, err = cli(*argv, "--restart")
-    assert code == 0 and "kept of" in out and "Read some of them" in out, err
+    assert code == 0 and "8 questions kept of 16 asked" in out and "Read some of them" in out, err
+
+
+def test_questions_about_one_document_are_kept_whole(index: Path, tmp_path: Path, maker: Any, cli: Any) -> None:
+    maker(["ferry.md"])
+    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    code, _, err = cli("questions", index, "--out", train, "--test-out", test)
+    assert code == 0 and "one document only" in err and train.exists() and not test.exists()
