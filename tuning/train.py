@@ -12,7 +12,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -289,10 +289,11 @@ def _trainer(
     from trl import SFTConfig
 
     from tuning import kernels
+    from tuning.adapt import autocast, prepare
     from tuning.trainer import AnswerTrainer, plan_steps
 
     set_seed(config.seed)
-    model = _prepare(model, config)
+    model = prepare(model, config)
     kernels.install(model)
     device = next(model.parameters()).device
     steps = plan_steps([len(r.ids) for r in rows], config.tokens_per_step, config.num_train_epochs, config.seed)
@@ -307,70 +308,11 @@ def _trainer(
     trainer = AnswerTrainer(
         model, args, rows=rows, steps=steps, tokenizer=tokenizer, clip=config.max_grad_norm, schedule=config.factor,
         forward_tokens=config.tokens_per_forward or (512 if device.type == "cpu" else 8192),
-        autocast=_autocast(config, device), identity=identity, on_step=_reporter(progress),
+        autocast=autocast(config, device), identity=identity, on_step=_reporter(progress),
         max_seconds=None if config.max_minutes is None else 60 * config.max_minutes,
     )  # fmt: skip
     torch.manual_seed(config.seed)
     return trainer
-
-
-def _prepare(model: Any, config: TrainConfig) -> Any:
-    """The model with trainable parameters: an adapter put on, or the upper layers of the model itself."""
-    layers = int(model.config.get_text_config().num_hidden_layers)
-    first = layers - math.ceil(config.upper_layers * layers)
-    if config.method == "full":
-        return _unfreeze(model, first)
-    from peft import LoraConfig, get_peft_model
-
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    lora = LoraConfig(
-        r=config.r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=_targets(model, config),
-        layers_to_transform=list(range(first, layers)) if first else None,
-        use_dora=config.method == "dora",
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, lora)
-
-
-def _targets(model: Any, config: TrainConfig) -> str | list[str]:
-    """What PEFT is to adapt; the linear layers by name where only some layers are, which PEFT wants then."""
-    if isinstance(config.target_modules, tuple):
-        return list(config.target_modules)
-    if config.target_modules != "all-linear" or config.upper_layers == 1:
-        return config.target_modules
-    from torch import nn
-
-    head = model.get_output_embeddings()
-    found = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
-    return sorted(found)
-
-
-def _unfreeze(model: Any, first: int) -> Any:
-    """Train every layer from `first` on; embeddings and head too when all layers are trained."""
-    import re
-
-    for name, parameter in model.named_parameters():
-        at = re.search(r"\.layers\.(\d+)\.", f".{name}")
-        parameter.requires_grad_(first == 0 or (at is not None and int(at[1]) >= first))
-    return model
-
-
-def _autocast(config: TrainConfig, device: Any) -> Callable[[], AbstractContextManager[Any]]:
-    """bf16 products over fp32 weights for "full", where bf16 is asked for or faster; adapters need none."""
-    if config.method != "full":
-        return nullcontext
-    import torch
-
-    from rag.hardware import pick_dtype
-
-    dtype = pick_dtype(device, config.dtype)
-    if dtype == torch.float32:
-        return nullcontext
-    return lambda: torch.autocast(device.type, dtype=dtype)
 
 
 def _reporter(progress: Progress | None) -> Callable[[Run, int, int], None] | None:
