@@ -20,9 +20,8 @@ from rag.types import Citation, Passage
 _WORD = re.compile(r"[^\W_]+", re.UNICODE)
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]")
 _STOP = frozenset(
-    """a an and are as at be by for from had has have he her his in is it its of on or she that the their they this to
-    was were which who will with what when where""".split()
-)
+    "a an and are as at be by for from had has have he her his in is it its of on or she that".split()  # noqa: SIM905
+) | {"the", "their", "they", "this", "to", "was", "were", "which", "who", "will", "with", "what", "when", "where"}
 ALIGNED = 85.0
 """rapidfuzz partial ratio (0-100) from which an answer without markers counts as standing in a passage."""
 
