@@ -322,6 +322,35 @@ def test_batches_hold_every_row_once_within_the_budget(lengths: list[int]) -> No
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 20
 
 
+# --- reranker --------------------------------------------------------------------------------------------------------
+
+
+def test_a_reranker_scores_each_text_as_the_cross_encoder_does(tmp_path: Path) -> None:
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    tokenizer = starter_encoder()._tokenizer
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), num_labels=1, **sizes)).eval()
+    model.classifier.weight.data.normal_(std=3.0)
+    model.save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    reranker = load_reranker(str(tmp_path / "m"), device="cpu", dtype="fp32")
+    texts = ["The ferry leaves at seven.", "A deposit.", "ferry"]
+    scores = reranker.score("When does the ferry leave?", texts)
+    with torch.no_grad():
+        for score, text in zip(scores, texts, strict=True):
+            logit = model(**tokenizer("When does the ferry leave?", text, return_tensors="pt")).logits[0, 0]
+            assert score == pytest.approx(float(torch.sigmoid(logit)), abs=1e-4)
+    assert reranker.score("x", []) == [] and len(set(scores)) == 3
+    reranker._model.model.classifier.weight.data[:] = float("nan")  # type: ignore[attr-defined]
+    with pytest.raises(NumericalError, match="no finite score"):
+        reranker.score("x", texts)
+    with pytest.raises(UnknownModel, match="no starter reranker"):
+        load_reranker("starter")
+
+
 # --- chat tokens -----------------------------------------------------------------------------------------------------
 
 
