@@ -80,22 +80,47 @@ class RmsNorm(torch.autograd.Function):
         return gw.sub_(unit.mul_(along)).mul_(inverse).to(x.dtype), None, None
 
 
-class SiluGate(torch.autograd.Function):
-    """silu(gate) · up, keeping only the two inputs."""
+class GatedDown(torch.autograd.Function):
+    """The lower half of a gated MLP: (silu(gate) · up) through a frozen linear layer plus its LoRA product.
+
+    The product silu(gate) · up, the widest activation of a layer, is computed again in the backward pass.
+    """
 
     @staticmethod
-    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        gate: torch.Tensor,
+        up: torch.Tensor,
+        w: torch.Tensor,
+        bias: torch.Tensor | None,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:
+        ctx.formats = a.dtype, b.dtype
+        a, b = a.to(gate.dtype), b.to(gate.dtype)
+        flat = F.silu(gate).mul_(up).reshape(-1, gate.shape[-1])
+        low = flat @ a.t()
+        out = F.linear(flat, w, bias)
+        out.addmm_(low, b.t(), alpha=scale)
+        ctx.save_for_backward(gate, up, w, a, b, low)
+        ctx.scale = scale
+        return out.view(*gate.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        gate, up = ctx.saved_tensors
-        sigmoid = torch.sigmoid(gate)
-        active = sigmoid * gate
-        dup = grads[0] * active
-        slope = sigmoid.neg().add_(1).mul_(active).add_(sigmoid)  # d silu(z)/dz = σ + z σ (1 − σ)
-        return slope.mul_(grads[0]).mul_(up), dup
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        gate, up, w, a, b, low = ctx.saved_tensors
+        g = grads[0].reshape(-1, grads[0].shape[-1])
+        gb = g @ b
+        db = (g.t() @ low).to(ctx.formats[1]).mul_(ctx.scale)
+        slope = torch.sigmoid(gate)
+        active = slope * gate
+        dx = (g @ w).addmm_(gb, a, alpha=ctx.scale).view(gate.shape)
+        da = (gb.t() @ (active * up).reshape(-1, gate.shape[-1])).to(ctx.formats[0]).mul_(ctx.scale)
+        dup = dx * active
+        # d silu(z)/dz = σ + z σ (1 − σ), with z σ = active
+        dgate = active.sub_(active * slope).add_(slope).mul_(dx).mul_(up)
+        return dgate, dup, None, None, da, db, None
 
 
 def install(model: nn.Module) -> int:
@@ -145,7 +170,11 @@ def _is_rms_norm(module: nn.Module) -> bool:
 
 
 def _is_gated_mlp(module: nn.Module) -> bool:
+    from peft.tuners.lora import Linear as PeftLinear
+
     if not all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
+        return False
+    if not isinstance(module.down_proj, PeftLinear) or not _plain(module.down_proj):
         return False
     return type(module).__name__ in ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "SmolLM3MLP") and (
         isinstance(module.act_fn, nn.SiLU) or type(module.act_fn).__name__ in ("SiLUActivation", "SiLU")
@@ -167,4 +196,11 @@ def _norm_forward(self: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def _mlp_forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-    return self.down_proj(SiluGate.apply(self.gate_proj(x), self.up_proj(x)))
+    gate, up, down = self.gate_proj(x), self.up_proj(x), self.down_proj
+    if down.disable_adapters or down.merged or not torch.is_grad_enabled():
+        return down(self.act_fn(gate) * up)
+    name = down.active_adapters[0]
+    base = down.base_layer
+    return GatedDown.apply(
+        gate, up, base.weight, base.bias, down.lora_A[name].weight, down.lora_B[name].weight, float(down.scaling[name])
+    )
