@@ -39,7 +39,7 @@ class RowsConfig:
     k: int = 2
     insert: float = 1.0
     withhold: float = 0.0
-    abstain_share: float = 0.15
+    abstain_share: float = 0.08
     citations: bool = False
     shuffle: bool = False
     context_tokens: int = 1024
