@@ -13,7 +13,7 @@ from apps import serving
 from apps.console import Console, duration, table
 from apps.serving import STARTER, make_retriever, open_index, open_session
 from rag.errors import EncoderMismatch, RagtuneError, UsageError
-from rag.types import Answer, Finished, Passage, Retrieved, Searching, to_dict
+from rag.types import Answer, Finished, Passage, Retrieved, Searching, Step, to_dict
 
 if TYPE_CHECKING:
     from rag.index import IndexReport
@@ -142,6 +142,8 @@ def ask(
             console.progress("searching", 0, 0, f"{event.chunks} chunks")
         elif isinstance(event, Retrieved):
             console.progress("reading", 0, 0, f"{len(event.passages)} passages")
+        elif isinstance(event, Step):
+            console.progress(event.kind, 0, 0, event.text)
         elif isinstance(event, Finished):
             answer = event.answer
     if answer is None:
@@ -156,6 +158,7 @@ def ask(
         "tokens_in": answer.tokens_in,
         "tokens_out": answer.tokens_out,
         "seconds": answer.seconds,
+        "details": to_dict(answer.details),
         **{key: getattr(answer, key) for key in ("cut", "unknown_markers", "query", "model", "adapter")},
     }
     console.result(payload, lambda _: _show_answer(answer))

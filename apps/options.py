@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rag.errors import ConfigError, UsageError
-from rag.types import ARMS
+from rag.types import ALL_ARMS
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,9 @@ OPTIONS: dict[str, Option] = {
     "words": Option("words in a chunk (default 150, or as the index has it)", count, metavar="N"),
     "k": Option("passages to find (default: 5 in a search, else as decided, else 2)", count, metavar="N", short="-k"),
     "mode": Option("how to search", default="hybrid", choices=("hybrid", "dense", "lexical")),
-    "arm": Option("who answers; auto: what `ragtune decide` chose, else rag", default="auto", choices=("auto", *ARMS)),
+    "arm": Option(
+        "who answers; auto: what `ragtune decide` chose, else rag", default="auto", choices=("auto", *ALL_ARMS)
+    ),
     "adapter": Option("adapter folder made by `ragtune tune`", Path, metavar="DIR"),
     "decision": Option("run folder of `ragtune decide` to serve, instead of the index's own", Path, metavar="RUN"),
     "n": Option("how many questions to make", count, 400, metavar="N", short="-n"),

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from rag.types import Answer, Event, Finished, Passage, Retrieved, Searching, Token
+from rag.types import Answer, Event, Finished, Passage, Retrieved, Searching, Step, Token
 
 ReplyStatus = Literal["waiting", "loading", "searching", "reading", "writing", "done", "stopped", "failed"]
 RUNNING: frozenset[str] = frozenset({"waiting", "loading", "searching", "reading", "writing"})
@@ -34,6 +34,7 @@ class Reply:
     text: str = ""
     answer: Answer | None = None
     seconds: float = 0.0
+    steps: tuple[Step, ...] = ()
 
     @property
     def running(self) -> bool:
@@ -45,6 +46,8 @@ class Reply:
             return replace(self, status="searching", note="", query=event.query, chunks=event.chunks)
         if isinstance(event, Retrieved):
             return replace(self, status="reading", note="", passages=event.passages, cut=event.cut)
+        if isinstance(event, Step):
+            return replace(self, note=event.text, steps=(*self.steps, event))
         if isinstance(event, Token):
             return replace(self, status="writing", note="", text=self.text + event.text)
         if isinstance(event, Finished):

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 
 from rag.cite import cite
 from rag.errors import ConfigError, UsageError
+from rag.modes import BUILTIN, Mode, builtin
 from rag.prompt import ABSTAIN, Rendered, Style, is_abstention, parse_citations, render, search_query
 from rag.protocols import Decoding, Generation, Generator, Progress
 from rag.retrieve import Retriever
@@ -65,7 +66,8 @@ def check_question(question: str) -> str:
 class Answerer:
     """Answers questions by one generator, with or without a retriever and adapters.
 
-    `adapters` maps an arm to the folder of its adapter. Thread-safe as far as the generator is.
+    `adapters` maps an arm to the folder of its adapter; `modes` adds arms that answer in a way of their own (see
+    `rag.modes`). Thread-safe as far as the generator is.
     """
 
     def __init__(
@@ -75,16 +77,22 @@ class Answerer:
         config: AnswerConfig = AnswerConfig(),
         *,
         adapters: Mapping[str, str] | None = None,
+        modes: Mapping[str, Mode] | None = None,
     ) -> None:
         self.generator = generator
         self.retriever = retriever
         self.config = config
         self.adapters = dict(adapters or {})
+        self.modes = dict(modes or {})
 
     def stream(self, question: str, *, arm: str = "rag", history: Sequence[Turn] = ()) -> Iterator[Event]:
         """The events of one run; closing the iterator stops the model. UsageError for a bad question or arm."""
         question = check_question(question)
         self.check_arm(arm)
+        mode = self.mode(arm)
+        if mode is not None:
+            yield from mode.stream(self, question, arm=arm, history=history)
+            return
         begin = time.perf_counter()
         passages: list[Passage] = []
         query = ""
@@ -136,6 +144,9 @@ class Answerer:
             self.check_arm(arm)
         elif len(retrievals) != len(asked):
             raise UsageError(f"{len(retrievals)} retrievals were given for {len(asked)} questions; one each is needed.")
+        mode = self.mode(arm)
+        if mode is not None:
+            return mode.answer_many(self, asked, arm=arm, retrievals=retrievals, progress=progress)
         begin = time.perf_counter()
         if arm in CLOSED_BOOK:
             found: Sequence[Sequence[Passage]] = [()] * len(asked)
@@ -170,12 +181,17 @@ class Answerer:
         """The prompt style of an arm: a model that was tuned on the task needs no worked examples."""
         return "short" if self.config.style == "examples" and arm in self.adapters else self.config.style
 
+    def mode(self, arm: str) -> Mode | None:
+        """The mode that answers for this arm; None for arms that prompt and generate."""
+        if arm not in self.modes and (made := builtin(arm)) is not None:
+            self.modes[arm] = made
+        return self.modes.get(arm)
+
     def check_arm(self, arm: str) -> None:
         """UsageError, naming what is available, for an arm that is unknown or has no adapter here."""
-        if arm not in ARMS and arm not in self.adapters:
-            raise UsageError(
-                f'There is no arm "{arm}". Choose one of: {", ".join(dict.fromkeys([*ARMS, *self.adapters]))}.'
-            )
+        known = dict.fromkeys([*ARMS, *BUILTIN, *self.modes, *self.adapters])
+        if arm not in known:
+            raise UsageError(f'There is no arm "{arm}". Choose one of: {", ".join(known)}.')
         if arm.startswith("tuned") and arm not in self.adapters:
             raise UsageError(
                 f'The arm "{arm}" needs a tuned adapter, and none is registered. Run `ragtune decide` '

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +128,19 @@ class LocalGenerator:
             if stepped is None:
                 return
             yield stepped
+
+    def hold(self) -> Callable[[], AbstractContextManager[Callable[[int, int], Any]]]:
+        """For `rag.stepping`: contexts in which the model is locked, with the adapter that is active now."""
+        adapter = self._current()
+
+        @contextlib.contextmanager
+        def held() -> Iterator[Callable[[int, int], Any]]:
+            with self._lock:
+                factory = self._adapters.backend_factory(adapter)
+                with self._adapters.active(adapter):
+                    yield factory
+
+        return held
 
     def _job(self, index: int, messages: Sequence[Message], decoding: Decoding) -> Job:
         check_decoding(decoding)

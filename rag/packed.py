@@ -246,12 +246,14 @@ class PackedBackend:
             room -= len(ids)
         return groups
 
-    def step(self, tokens: Sequence[tuple[int, int]]) -> torch.Tensor:
-        """One token for each slot named; free slots below the highest one ride along unread."""
+    def step(self, tokens: Sequence[tuple[int, int]], *, park: bool = False) -> torch.Tensor:
+        """One token for each slot named; others below the highest one ride along unread (`park`: and keep their place,
+        else they are free)."""
         import torch
 
         wanted = dict(tokens)
-        self._lengths = [length if slot in wanted else 0 for slot, length in enumerate(self._lengths)]
+        if not park:
+            self._lengths = [length if slot in wanted else 0 for slot, length in enumerate(self._lengths)]
         count = max(wanted) + 1
         lengths = torch.tensor(self._lengths[:count], device=self.device)
         longest = max(self._lengths) + 1
@@ -262,6 +264,22 @@ class PackedBackend:
         for slot in wanted:
             self._lengths[slot] += 1
         return logits[[slot for slot, _ in tokens]]
+
+    def grow(self, segments: Sequence[Segment], keep: Sequence[int]) -> torch.Tensor:
+        """Append several tokens to slots in one pass; the logits after the packed positions `keep`."""
+        logits = self.forward(segments, keep)
+        for segment in segments:
+            self._lengths[segment.past_slot] = segment.past + len(segment.ids)
+        return logits
+
+    def copy(self, source: int, target: int) -> None:
+        """A second slot with what the first one holds."""
+        self._cache.move(source, target, self._lengths[source])
+        self._lengths[target] = self._lengths[source]
+
+    def cut(self, slot: int, length: int) -> None:
+        """Forget what a slot holds beyond `length`."""
+        self._lengths[slot] = length
 
     def compact(self, used: Sequence[int]) -> dict[int, int]:
         """Move the highest of the used slots into holes below; {old slot: new slot} of those moved."""

@@ -2,7 +2,7 @@
 
     Document → Chunk → Passage → Answer          the stages
     Question, Evidence                            what is asked, and what is known about the answer
-    Event = Searching | Retrieved | Token | Finished     one run, as a stream
+    Event = Searching | Retrieved | Step | Token | Finished     one run, as a stream
     Trace                                         one run, as one JSON line
 
 Offsets are Python string offsets (code points) into `Document.text`, end exclusive, everywhere.
@@ -19,6 +19,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 ARMS = ("base", "rag", "tuned", "tuned+rag")
+MODE_ARMS = ("self-rag", "ra-dit", "replug", "rag-token", "rag-sequence", "iterative", "agent")
+"""Arms that answer in a way of their own, by a mode (`rag.modes`); measured where they are asked for."""
+ALL_ARMS = (*ARMS, *MODE_ARMS)
 
 
 def content_hash(*parts: str | bytes) -> str:
@@ -120,6 +123,7 @@ class Answer:
 
     `passages` are those the model saw, in rank order; `cut` counts retrieved ones that did not fit the token budget.
     `unknown_markers` are citation numbers that named no passage of this turn: dropped from the text, and counted.
+    `details` are plain JSON values that the arm's mode adds (judgements of segments, steps of an agent, costs).
     """
 
     question: str
@@ -136,6 +140,7 @@ class Answer:
     seconds: float = 0.0
     model: str = ""
     adapter: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +188,20 @@ class Retrieved:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """One decision of a mode on its way to the answer: a judgement, a thought, an action, an observation.
+
+    `kind` is one word ("judge", "thought", "action", "observation", ...), `text` a line for a person, `data` plain JSON
+    values for the trace, `seconds` the time of this step alone.
+    """
+
+    kind: str
+    text: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
     """A piece of the answer as it is generated; the pieces joined are the raw text before citation clean-up."""
 
@@ -196,7 +215,7 @@ class Finished:
     answer: Answer
 
 
-Event: TypeAlias = Searching | Retrieved | Token | Finished
+Event: TypeAlias = Searching | Retrieved | Step | Token | Finished
 
 
 @dataclass(frozen=True, slots=True)
