@@ -22,15 +22,25 @@ from rag.answer import AnswerConfig, check_question
 from rag.errors import QuestionsError, UsageError
 from rag.evaluate import evaluate_retrieval
 from rag.index import Index
+from rag.modes import Mode
 from rag.protocols import Generator, Reranker
 from rag.retrieve import RetrievalConfig, Retriever, freeze
-from rag.types import ARMS, Question
+from rag.types import ARMS, MODE_ARMS, Question
 
 Train: TypeAlias = Callable[[str], "str | os.PathLike[str]"]
 """train(recipe) -> adapter folder; recipe is "closed-book" or "rag". Called again on resume: it may return at once."""
 Adapters: TypeAlias = "Mapping[str, str | os.PathLike[str] | Sequence[str | os.PathLike[str]]]"
 
-RECIPES = {"tuned": "closed-book", "tuned+rag": "rag"}
+RECIPES = {
+    "tuned": "closed-book",
+    "tuned+rag": "rag",
+    "self-rag": "self-rag",
+    "ra-dit": "ra-dit",
+    "agent": "agent",
+}
+"""The recipe that makes an arm's own adapter. Other arms that read passages answer with the weights of tuned+rag."""
+FROM_QUESTIONS = ("tuned", "tuned+rag", "self-rag", "ra-dit")
+"""Arms whose adapter can be trained here; an agent's needs traces (`ragtune collect`), and is given."""
 DEPTH = 20
 """Passages frozen for each question: enough for 10 documents, as the retrieval metrics ask; the model sees the first
 k.
@@ -46,6 +56,8 @@ def run(
     generator: Generator,
     train: Train | None = None,
     adapters: Adapters | None = None,
+    more: Sequence[str] = (),
+    modes: Mapping[str, Mode] | None = None,
     retrieval: RetrievalConfig = RetrievalConfig(),
     reranker: Reranker | None = None,
     answer: AnswerConfig = AnswerConfig(),
@@ -60,14 +72,18 @@ def run(
     """Measures base, rag, tuned, tuned+rag and the oracle bound, decides, and writes the run folder `out`.
 
     `adapters` gives folders by arm, several for several seeds; arms without one are trained by `train`, and left out
-    with a warning when there is no `train`. `index_seconds` is what indexing took; without it the time is estimated
-    from embedding a few chunks. `timed` questions are answered one at a time by every arm in turn, for latency and
-    cost.
+    with a warning when there is no `train`. `more` are arms of `rag.types.MODE_ARMS` to be measured beside the four,
+    `modes` those of them that the answerer does not know by itself (the agent). `index_seconds` is what indexing took;
+    without it the time is estimated from embedding a few chunks. `timed` questions are answered one at a time by every
+    arm in turn, for latency and cost.
 
     Raises QuestionsError when a test question stands in the training file (unless `allow_leaks`) or has no answer.
     """
     questions = list(questions)
     _check_questions(questions)
+    unknown = sorted(set(more) - set(MODE_ARMS))
+    if unknown:
+        raise UsageError(f'There is no arm "{unknown[0]}" to measure besides; allowed are {", ".join(MODE_ARMS)}.')
     leak = leakage(train_questions, questions)
     if leak.same and not allow_leaks:
         raise QuestionsError(
@@ -83,8 +99,8 @@ def run(
     report("retrieve", 0, len(questions), "")
     frozen = freeze(retriever, setup.asked, folder / "retrievals", max(DEPTH, answer.k))
     report("retrieve", len(questions), len(questions), "")
-    found, warnings = _adapters(adapters or {}, train, report)
-    setup = replace(setup, frozen=frozen, adapters=found)
+    found, warnings = _adapters(adapters or {}, more, train, report)
+    setup = replace(setup, frozen=frozen, adapters=found, modes=modes or {}, more=tuple(more))
     runs = {arm: list(measure(setup, arm)) for arm in _arms(setup)}
     latency = time_arms(setup, list(runs), timed)
     costs, missing = arm_costs(setup, runs, latency, index_seconds)
@@ -127,7 +143,9 @@ def _check_questions(questions: Sequence[Question]) -> None:
             raise QuestionsError(f"The question {question.id} cannot be asked. {error}") from error
 
 
-def _adapters(given: Adapters, train: Train | None, report: Report) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+def _adapters(
+    given: Adapters, more: Sequence[str], train: Train | None, report: Report
+) -> tuple[dict[str, tuple[str, ...]], list[str]]:
     """Adapter folders of the tuned arms, trained where they lack, and a warning for each arm without."""
     unknown = sorted(set(given) - set(RECIPES))
     if unknown:
@@ -135,13 +153,18 @@ def _adapters(given: Adapters, train: Train | None, report: Report) -> tuple[dic
     found: dict[str, tuple[str, ...]] = {}
     warnings = []
     for arm, recipe in RECIPES.items():
+        if arm in MODE_ARMS and arm not in more:
+            continue
         named = given.get(arm)
         if named:
             folders = (named,) if isinstance(named, (str, os.PathLike)) else tuple(named)
-        elif train is not None:
+        elif train is not None and arm in FROM_QUESTIONS:
             report("train", 0, 1, arm)
             folders = (train(recipe),)
             report("train", 1, 1, arm)
+        elif arm in MODE_ARMS:
+            warnings.append(f"{arm} was measured with the untouched model: no adapter was given for it.")
+            continue
         else:
             warnings.append(f"{arm} was not measured: no adapter was given for it.")
             continue
@@ -149,19 +172,23 @@ def _adapters(given: Adapters, train: Train | None, report: Report) -> tuple[dic
         if gone:
             raise UsageError(f"The adapter folder {gone[0]} (arm {arm}) does not exist.")
         found[arm] = tuple(str(Path(folder).resolve()) for folder in folders)
+    for arm in set(more) - set(RECIPES):
+        if "tuned+rag" in found:
+            found[arm] = found["tuned+rag"]
     return found, warnings
 
 
 def _arms(setup: Settings) -> list[str]:
-    return [*(arm for arm in ARMS if arm not in RECIPES or arm in setup.adapters), "oracle"]
+    return [*(arm for arm in ARMS if arm not in RECIPES or arm in setup.adapters), *setup.more, "oracle"]
 
 
 def _forgetting(setup: Settings) -> list[Forgetting]:
     """What each tuned arm (its first seed) lost of general knowledge, asked without passages."""
     suite = GeneralSuite(setup.generator, setup.answer, setup.config.seed)
     found = []
-    for done, (arm, folders) in enumerate(setup.adapters.items()):
-        setup.report("general", done, len(setup.adapters), arm)
+    own = {arm: folders for arm, folders in setup.adapters.items() if arm in RECIPES}
+    for done, (arm, folders) in enumerate(own.items()):
+        setup.report("general", done, len(own), arm)
         found.append(suite.compare(arm, folders[0]))
-    setup.report("general", len(setup.adapters), len(setup.adapters), "")
+    setup.report("general", len(own), len(own), "")
     return found

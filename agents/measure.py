@@ -16,10 +16,11 @@ from agents.rule import DecideConfig
 from rag.answer import CLOSED_BOOK, AnswerConfig, Answerer
 from rag.evaluate import Evaluation, evaluate
 from rag.index import Index
+from rag.modes import Mode
 from rag.prompt import PROMPT_VERSION
 from rag.protocols import Generator
 from rag.retrieve import Retriever
-from rag.types import Passage, Question, content_hash
+from rag.types import MODE_ARMS, Passage, Question, content_hash
 
 Report: TypeAlias = Callable[[str, int, int, str], None]
 """report(stage, done, total, detail)"""
@@ -41,6 +42,8 @@ class Settings:
     report: Report
     frozen: Sequence[Sequence[Passage]] = ()
     adapters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    modes: Mapping[str, Mode] = field(default_factory=dict)
+    more: tuple[str, ...] = ()
 
     @property
     def asked(self) -> list[str]:
@@ -50,7 +53,8 @@ class Settings:
 def make_answerer(setup: Settings, arm: str, seed: int = 0) -> Answerer:
     """The answerer of one arm and seed. The oracle reads with the best reader's weights: those of tuned+rag, if any."""
     folders = setup.adapters.get("tuned+rag" if arm == "oracle" else arm, ())
-    return Answerer(setup.generator, setup.retriever, setup.answer, adapters={arm: folders[seed]} if folders else {})
+    own = {arm: folders[seed]} if folders else {}
+    return Answerer(setup.generator, setup.retriever, setup.answer, adapters=own, modes=setup.modes)
 
 
 def measure(setup: Settings, arm: str) -> Iterator[Evaluation]:
@@ -91,7 +95,8 @@ def measure(setup: Settings, arm: str) -> Iterator[Evaluation]:
 def _inputs(setup: Settings, arm: str, answerer: Answerer, shown: Sequence[Sequence[Passage]]) -> str:
     """Hash of all that an arm's answers depend on."""
     adapter = answerer.adapters.get(arm)
-    read = [[p.chunk.id for p in passages[: setup.answer.k]] for passages in shown] if arm not in CLOSED_BOOK else []
+    depth = None if arm in MODE_ARMS else setup.answer.k  # a mode may read deeper than k
+    read = [[p.chunk.id for p in passages[:depth]] for passages in shown] if arm not in CLOSED_BOOK else []
     return content_hash(
         arm,
         setup.generator.fingerprint,

@@ -20,7 +20,7 @@ from agents.rows import write_text
 from rag.errors import ConfigError, UsageError
 from rag.evaluate import Evaluation, Item, summarise
 from rag.prompt import PROMPT_VERSION
-from rag.types import ARMS, to_dict
+from rag.types import ALL_ARMS, to_dict
 
 if TYPE_CHECKING:
     from agents.arms import Settings
@@ -60,13 +60,13 @@ def load_decision(path: str | os.PathLike[str]) -> SavedDecision:
             raise ConfigError(
                 f"{file} has format {data['format']}; this version reads up to {FORMAT}: upgrade ragtune."
             )
-        if data["chosen"] not in (None, *ARMS):
+        if data["chosen"] not in (None, *ALL_ARMS):
             raise ValueError(f"chosen arm {data['chosen']!r}")
         folder = file.parent
         adapters = {
             arm["arm"]: tuple((folder / each).resolve() for each in arm.get("adapters", ()))
             for arm in data["arms"]
-            if arm["arm"] in ARMS and arm.get("adapters")
+            if arm["arm"] in ALL_ARMS and arm.get("adapters")
         }
         return SavedDecision(folder, data["chosen"], data["reason"], adapters, (folder / data["index"]).resolve(), data)
     except (ValueError, KeyError, TypeError) as error:

@@ -16,7 +16,7 @@ from apps.jobs import answer_config
 from apps.serving import STARTER, make_retriever, open_index
 from apps.training import Plan, estimate, make_rows, train_adapter
 from rag.errors import UsageError
-from rag.types import ARMS, Question
+from rag.types import ALL_ARMS, ARMS, MODE_ARMS, Question
 
 if TYPE_CHECKING:
     from agents.rule import DecideConfig
@@ -42,6 +42,8 @@ def decide(
     out: Path,
     tuned: Path | None,
     tuned_rag: Path | None,
+    arms: tuple[str, ...] | None,
+    adapters: dict[str, Path] | None,
     method: str,
     epochs: float | None,
     learning_rate: float | None,
@@ -57,13 +59,15 @@ def decide(
     seed: int,
     console: Console,
 ) -> int:
-    """Measure the four arms on the same questions, choose, and serve the choice from now on."""
-    from agents.arms import RECIPES, run
+    """Measure the four arms, and more if asked for, on the same questions, choose, and serve the choice from now on."""
+    from agents.arms import FROM_QUESTIONS, RECIPES, run
     from rag.questions import read_kinds
 
     asked = read_questions(questions, skip_broken=skip_broken, console=console)
     training = read_questions(train, skip_broken=skip_broken, console=console) if train else []
-    given = {arm: folder for arm, folder in (("tuned", tuned), ("tuned+rag", tuned_rag)) if folder}
+    named = {"tuned": tuned, "tuned+rag": tuned_rag, **(adapters or {})}
+    given = {arm: folder for arm, folder in named.items() if folder}
+    more = tuple(dict.fromkeys([*(arms or ()), *(arm for arm in given if arm in MODE_ARMS)]))
     for folder in given.values():
         if not folder.is_dir():
             raise UsageError(f"There is no adapter folder at {folder}. Make one with `ragtune tune`.")
@@ -75,7 +79,8 @@ def decide(
     plan = Plan(base, "rag", method, epochs, learning_rate, minutes, seed, restart)
     trainer = _Trainer(plan, training, retriever, model, answer, out, console)
     if dry_run:
-        wanted = [recipe for arm, recipe in RECIPES.items() if training and arm not in given]
+        trained = [arm for arm in FROM_QUESTIONS if arm in ARMS or arm in more]
+        wanted = [RECIPES[arm] for arm in trained if training and arm not in given]
         return _dry_run(trainer, asked, wanted, len(given))
     run(
         retriever.index,
@@ -85,6 +90,8 @@ def decide(
         generator=model,
         train=trainer if training else None,
         adapters=given,
+        more=more,
+        modes=serving.agent_modes(more),
         retrieval=retriever.config,
         answer=answer,
         config=config,
@@ -185,7 +192,7 @@ def show_decision(data: Mapping[str, Any]) -> str:
     """The table of arms, what was chosen and why, and what to doubt."""
     metric = str(data.get("config", {}).get("primary", "f1"))
     rows: list[tuple[str, ...]] = [("arm", metric, "95 % interval", "em", "s/question", "cost s")]
-    order = [*ARMS, "oracle"]
+    order = [*ALL_ARMS, "oracle"]
     for arm in sorted(data["arms"], key=lambda a: order.index(a["arm"]) if a["arm"] in order else len(order)):
         value, em = arm[metric], arm.get("em") or {}
         rows.append(

@@ -8,7 +8,7 @@ from typing import Any
 
 from apps.views import DecisionView
 from rag.errors import ConfigError, UsageError
-from rag.types import ARMS
+from rag.types import ALL_ARMS
 
 FORMAT = 1
 _MAX_REPORT = 20 * 2**20
@@ -26,8 +26,9 @@ def load_decision(path: Path) -> DecisionView:
         data = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not JSON ({error}); run `ragtune decide` again.") from error
-    if not isinstance(data, dict) or data.get("chosen") not in (None, *ARMS):
-        raise ConfigError(f"{file} does not name a chosen arm out of {', '.join(ARMS)}; run `ragtune decide` again.")
+    if not isinstance(data, dict) or data.get("chosen") not in (None, *ALL_ARMS):
+        allowed = ", ".join(ALL_ARMS)
+        raise ConfigError(f"{file} does not name a chosen arm out of {allowed}; run `ragtune decide` again.")
     if isinstance(data.get("format"), int) and data["format"] > FORMAT:
         raise ConfigError(f"{file} has format {data['format']}; this version reads up to {FORMAT}: upgrade ragtune.")
     report = file.with_name("report.html")
@@ -40,7 +41,7 @@ def decided_adapters(view: DecisionView, folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for arm in view.data.get("arms") or ():
         named: Any = arm.get("adapter") if isinstance(arm, dict) else None
-        if isinstance(named, str) and named and arm.get("arm") in ARMS:
+        if isinstance(named, str) and named and arm.get("arm") in ALL_ARMS:
             place = next((p for p in (Path(named), folder / named) if p.is_dir()), None)
             if place is not None:
                 found[arm["arm"]] = str(place)

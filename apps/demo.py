@@ -90,6 +90,7 @@ def _decide(folder: Path, index: Path, run: Path, seed: int, console: Console) -
     inner = Console(as_json=True, quiet=console.quiet, out=StringIO(), err=console.err)
     deciding.decide(
         index, train=SAMPLE / "train.jsonl", questions=questions, out=run, tuned=None, tuned_rag=None,
+        arms=None, adapters=None,
         method="lora", epochs=None, learning_rate=None, minutes=MINUTES, k=None, queries=None, gain=None,
         skip_broken=False, restart=False, dry_run=False, encoder=None, generator=None, seed=seed, console=inner,
     )  # fmt: skip

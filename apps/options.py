@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rag.errors import ConfigError, UsageError
-from rag.types import ALL_ARMS
+from rag.types import ALL_ARMS, MODE_ARMS
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,22 @@ def count(text: str) -> int:
     return value
 
 
+def arms(text: str) -> tuple[str, ...]:
+    """Names of arms that have a mode, separated by commas."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names or not set(names) <= set(MODE_ARMS):
+        raise ValueError(f"{text!r}: allowed are {', '.join(MODE_ARMS)}")
+    return names
+
+
+def folders(text: str) -> dict[str, Path]:
+    """ARM=DIR pairs, separated by commas."""
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(arm.strip() in ALL_ARMS and folder for arm, _, folder in pairs):
+        raise ValueError(f"{text!r}: give ARM=DIR, where ARM is one of {', '.join(ALL_ARMS)}")
+    return {arm.strip(): Path(folder) for arm, _, folder in pairs}
+
+
 OPTIONS: dict[str, Option] = {
     "out": Option("where to write", Path, metavar="PATH"),
     "questions": Option("questions, one JSON object a line", Path, metavar="FILE"),
@@ -72,6 +88,8 @@ OPTIONS: dict[str, Option] = {
     "gain": Option("smallest gain of F1 that is worth a dearer arm (default 0.02)", float, metavar="X"),
     "tuned": Option("adapter of the arm tuned, instead of training it", Path, metavar="DIR"),
     "tuned_rag": Option("adapter of the arm tuned+rag, instead of training it", Path, metavar="DIR"),
+    "arms": Option("also measure these arms, separated by commas", arms, metavar="ARM,..."),
+    "adapters": Option("adapters of further arms, as ARM=DIR,...", folders, metavar="ARM=DIR,..."),
     "port": Option("port of the page (default: the first free one from 7860)", int, metavar="N"),
     "folder": Option("where the demo keeps its work", Path, Path("demo"), metavar="DIR"),
     "rebuild": Option("embed everything again, which another encoder needs", flag=True),
@@ -138,7 +156,10 @@ COMMANDS: dict[str, Command] = {
         "measure base, rag, tuned and tuned+rag, and choose",
         "apps.deciding:decide",
         {"index": _INDEX},
-        ("train", "questions", "out", "tuned", "tuned_rag", "queries", "gain", *_TRAINING, *_MODELS),
+        (
+            *("train", "questions", "out", "tuned", "tuned_rag", "arms", "adapters", "queries", "gain"),
+            *(*_TRAINING, *_MODELS),
+        ),
         ("questions", "out"),
         "Finished steps are kept in the run folder; type the same command to go on.",
     ),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from rag.errors import ConfigError, UsageError
 if TYPE_CHECKING:
     from rag.answer import AnswerConfig, Answerer
     from rag.index import Index
+    from rag.modes import Mode
     from rag.protocols import Encoder, Generator, Reranker
     from rag.retrieve import Retriever
 
@@ -132,6 +133,15 @@ def load_reranker(name: str) -> Reranker:
     from rag import models
 
     return models.load_reranker(name)
+
+
+def agent_modes(arms: Sequence[str]) -> dict[str, Mode]:
+    """The modes that live outside `rag`, for those of these arms that need one."""
+    if "agent" not in arms:
+        return {}
+    from agents.react import ReactMode
+
+    return {"agent": ReactMode()}
 
 
 def open_index(folder: Path, encoder: str | None, console: Console) -> Index:
