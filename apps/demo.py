@@ -21,7 +21,7 @@ SAMPLE = Path(__file__).resolve().parents[1] / "samples" / "handbook"
 EXPECTED = {"index": "15 seconds", "decide": "10 minutes"}
 """What a step takes on two cores of a server, the first time."""
 
-QUESTIONS = 150
+QUESTIONS = 120
 """Of the held-out questions, which stand in shuffled order, so many are measured: enough for large differences."""
 
 MINUTES = 5.0

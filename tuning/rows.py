@@ -22,7 +22,7 @@ from rag.prompt import ABSTAIN, Style, completion, render
 from rag.protocols import Message
 from rag.types import Chunk, Evidence, Passage, Question, content_hash
 
-Kind = Literal["answer", "abstain", "closed-book"]
+Kind = Literal["answer", "abstain", "closed-book", "trace", "general"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class RowsConfig:
     k: int = 2
     insert: float = 1.0
     withhold: float = 0.0
-    abstain_share: float = 0.08
+    abstain_share: float = 0.12
     citations: bool = False
     shuffle: bool = False
     context_tokens: int = 1024
@@ -58,7 +58,10 @@ class RowsConfig:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One training example. `gold` are the numbers of the passages with the answer; `chunks` are all that are shown."""
+    """One training example. `gold` are the numbers of the passages with the answer; `chunks` are all that are shown.
+
+    `also` are places in `prompt` of the assistant's earlier turns that are trained on like the completion.
+    """
 
     id: str
     kind: Kind
@@ -67,6 +70,7 @@ class Row:
     gold: tuple[int, ...] = ()
     chunks: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
+    also: tuple[int, ...] = ()
 
     def to_trl(self) -> dict[str, list[Message]]:
         """TRL's conversational prompt-completion form."""
@@ -335,7 +339,8 @@ def data_hash(rows: Sequence[Row]) -> str:
 
 
 def _line(row: Row) -> str:
-    return json.dumps(asdict(row), ensure_ascii=False, sort_keys=True)
+    plain = {name: value for name, value in asdict(row).items() if name != "also" or value}  # as older files have it
+    return json.dumps(plain, ensure_ascii=False, sort_keys=True)
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
@@ -354,4 +359,5 @@ def _row(data: Mapping[str, Any]) -> Row:
     return Row(
         data["id"], data["kind"], tuple(data["prompt"]), data["completion"],
         tuple(data["gold"]), tuple(data["chunks"]), tuple(data["sources"]),
+        tuple(data.get("also", ())),
     )  # fmt: skip
