@@ -21,10 +21,12 @@ from rag.errors import ConfigError, TrainingError, UsageError
 from rag.prompt import PROMPT_VERSION
 from rag.starters import quiet
 from tuning import checkpoint
+from tuning.added import added_tokens, encode_row, with_rows
 from tuning.record import RECORD, library_versions, read_record, write_record
 from tuning.rows import Row, data_hash
 
 if TYPE_CHECKING:
+    from rag.tokens import ChatTokens
     from tuning.trainer import AnswerTrainer, Encoded, Run
 
 Method = Literal["lora", "qlora", "dora", "full"]
@@ -45,6 +47,8 @@ class TrainConfig:
     `tokens_per_step`: tokens of one optimizer step, prompts included.
     `tokens_per_forward`: most padded tokens of one forward; 0 picks by device.
     `dtype`: of the frozen weights, "auto" by the probe; trained weights are always fp32.
+    `added_tokens`: tokens that the vocabulary gets where it lacks them; completions may hold them, and what stands
+    between `<paragraph>` and `</paragraph>` is then not trained on (see `rag.reflection`).
     `max_minutes`: after a few steps the schedule is shortened to what this time allows.
     """
 
@@ -66,6 +70,7 @@ class TrainConfig:
     dtype: str = "auto"
     seed: int = 0
     save_steps: int = 10
+    added_tokens: tuple[str, ...] = ()
     max_minutes: float | None = None
 
     def __post_init__(self) -> None:
@@ -151,7 +156,8 @@ def train(
         raise TrainingError("There are no training rows. Give questions whose answers stand in the indexed documents.")
     _check_out(out)
     model, tokenizer, fingerprint = _load(base, config)
-    encoded, dropped = encode_rows(rows, tokenizer, max_seq_length=config.max_seq_length)
+    made, added = added_tokens(tokenizer, config)
+    encoded, dropped = encode_rows(rows, tokenizer, max_seq_length=config.max_seq_length, added=added)
     identity = _identity(rows, fingerprint, tokenizer, recipe, config)
     if resume and (finished := _finished(out, identity, len(encoded), dropped)):
         return finished
@@ -162,7 +168,9 @@ def train(
     if last is not None:
         _check_same(last.state.get("identity", {}), identity, run_folder)
     with quiet():
-        trainer = _trainer(model, tokenizer, encoded, config, run_folder, identity, progress)
+        if added:
+            model = with_rows(model, len(tokenizer), added)
+        trainer = _trainer(model, tokenizer, encoded, config, run_folder, identity, progress, added)
         _run(trainer, last)
     done = {
         "base": base if isinstance(base, str) else getattr(model, "name_or_path", "") or type(model).__name__,
@@ -170,9 +178,9 @@ def train(
         "sources": len({s for row in rows for s in row.sources}),
         "tokens": trainer.run.tokens, "seconds": round(trainer.run.seconds, 3), "steps": len(trainer.run.losses),
         "planned_steps": len(trainer.steps), "loss": trainer.run.losses, "versions": library_versions(),
-        **(record or {}),
+        **({"added_tokens": added} if added else {}), **(record or {}),
     }  # fmt: skip
-    _publish(trainer, tokenizer, out, done, config)
+    _publish(trainer, made, out, done, config)
     shutil.rmtree(run_folder, ignore_errors=True)
     return _report(out, done, resumed=last.step if last else None, passed_over=tuple(passed_over))
 
@@ -209,6 +217,8 @@ def _identity(
     from rag.tokens import tokenizer_hash
 
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items() if k not in _FREE}
+    if not config.added_tokens:  # runs from before there were any are the same runs
+        del settings["added_tokens"]
     return {
         "base_fingerprint": fingerprint,
         "tokenizer_hash": tokenizer_hash(tokenizer),
@@ -244,10 +254,14 @@ def _finished(out: Path, identity: Mapping[str, Any], rows: int, dropped: int) -
     return _report(out, record, reused=True)
 
 
-def encode_rows(rows: Sequence[Row], tokenizer: Any, *, max_seq_length: int) -> tuple[list[Encoded], int]:
-    """Token ids of the rows, and how many were left out (too long, or with an empty answer).
+def encode_rows(
+    rows: Sequence[Row], tokenizer: Any, *, max_seq_length: int, added: Mapping[str, int] | None = None
+) -> tuple[list[Encoded], int]:
+    """Token ids of the rows, and how many were left out (too long, with an empty answer, or a passage without its
+    closing tag).
 
-    Prompt and answer get their ids from `rag.tokens`, as in serving; the end of the turn is trained on.
+    Prompt and answer get their ids from `rag.tokens`, as in serving; the end of the turn is trained on. Only `added`
+    tokens (with their ids) in completions become tokens.
     Raises TrainingError when no row is left, naming why.
     """
     from rag.tokens import ChatTokens
@@ -255,21 +269,44 @@ def encode_rows(rows: Sequence[Row], tokenizer: Any, *, max_seq_length: int) -> 
 
     tokens = ChatTokens(tokenizer)
     kept: list[Encoded] = []
-    long = empty = 0
+    long = empty = cut = 0
     for row in rows:
         prompt, answer = tokens.prompt_ids(row.prompt), tokens.completion_ids(row.completion)
-        if not row.completion.strip():
+        if added:
+            made = encode_row(row, prompt, tokens, added, max_seq_length)
+            cut, long = cut + (made == "cut"), long + (made == "long")
+            kept += [made] if isinstance(made, Encoded) else []
+        elif not row.completion.strip():
             empty += 1
         elif len(prompt) + len(answer) > max_seq_length:
             long += 1
         else:
-            kept.append(Encoded(row.id, (*prompt, *answer), len(answer)))
+            ids = (*prompt, *answer)
+            trained = _earlier_turns(row, ids, tokens)
+            trained += range(len(prompt), len(ids)) if trained else ()
+            kept.append(Encoded(row.id, ids, len(trained) or len(answer), tuple(trained)))
     if not kept:
         raise TrainingError(
             f"None of the {len(rows)} rows can be trained on: {long} have more than {max_seq_length} tokens, {empty} "
-            "have an empty answer. Raise max_seq_length, show fewer passages, or check the answers."
+            f"have an empty answer, {cut} a passage without its closing tag. Raise max_seq_length, show fewer "
+            "passages, or check the answers."
         )
-    return kept, long + empty
+    return kept, long + empty + cut
+
+
+def _earlier_turns(row: Row, ids: tuple[int, ...], tokens: ChatTokens) -> list[int]:
+    """Places in `ids` of the tokens of the assistant's earlier turns that are trained on, their ends included."""
+    places: list[int] = []
+    for turn in row.also:
+        head = tokens.prompt_ids(row.prompt[:turn])
+        said = [*head, *tokens.completion_ids(row.prompt[turn]["content"])]
+        if tuple(said) != ids[: len(said)]:
+            raise TrainingError(
+                f"The chat template of this model writes earlier turns in another way than the last (row {row.id}), "
+                "so that a whole conversation cannot be trained on at once. Take another base model."
+            )
+        places += range(len(head), len(said))
+    return places
 
 
 # ------------------------------------------------------------------------- training
@@ -283,6 +320,7 @@ def _trainer(
     run_folder: Path,
     identity: Mapping[str, Any],
     progress: Progress | None,
+    added: Mapping[str, int],
 ) -> AnswerTrainer:
     import torch
     from transformers import set_seed
@@ -293,7 +331,7 @@ def _trainer(
     from tuning.trainer import AnswerTrainer, plan_steps
 
     set_seed(config.seed)
-    model = prepare(model, config)
+    model = prepare(model, config, added)
     kernels.install(model)
     device = next(model.parameters()).device
     steps = plan_steps([len(r.ids) for r in rows], config.tokens_per_step, config.num_train_epochs, config.seed)
@@ -367,8 +405,10 @@ def _publish(trainer: AnswerTrainer, tokenizer: Any, out: Path, done: Mapping[st
     aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    trainer.model.save_pretrained(str(aside), safe_serialization=True)
-    if config.method == "full":
+    # Of grown embeddings only the new rows are trained, and those PEFT saves as the adapter's own.
+    grown = {"save_embedding_layers": False} if config.added_tokens and config.method != "full" else {}
+    trainer.model.save_pretrained(str(aside), safe_serialization=True, **grown)
+    if config.method == "full" or config.added_tokens:
         tokenizer.save_pretrained(str(aside))
     write_record(aside, done)
     for path in (*aside.rglob("*"), aside):

@@ -34,11 +34,16 @@ WARM_STEPS = 3  # steps after which the time of a step is believed
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Token ids of a row: the prompt, then `answer` tokens that are trained on."""
+    """Token ids of a row, of which `answer` are trained on: the last, or those at the places `trained` (sorted)."""
 
     id: str
     ids: tuple[int, ...]
     answer: int
+    trained: tuple[int, ...] = ()
+
+    def targets(self) -> Sequence[int]:
+        """Places in `ids` of the trained tokens; none is the first token, which nothing predicts."""
+        return self.trained or range(len(self.ids) - self.answer, len(self.ids))
 
 
 def plan_steps(lengths: Sequence[int], tokens_per_step: int, epochs: float, seed: int) -> list[list[int]]:
@@ -90,7 +95,7 @@ def answer_loss(model: Any, rows: Sequence[Encoded], frozen: FrozenLayers | None
         given = {"input_ids": _padded([torch.tensor(r.ids) for r in rows]).to(device)}
     else:
         given = {"inputs_embeds": _padded([frozen.states(r.ids) for r in rows])}
-    spots = [(i, p) for i, r in enumerate(rows) for p in range(len(r.ids) - r.answer - 1, len(r.ids) - 1)]
+    spots = [(i, p - 1) for i, r in enumerate(rows) for p in r.targets()]
     keep = sorted({p for _, p in spots})  # positions whose next token is an answer token of some row
     column = {p: j for j, p in enumerate(keep)}
     padded = any(len(r.ids) != width for r in rows)
@@ -101,7 +106,7 @@ def answer_loss(model: Any, rows: Sequence[Encoded], frozen: FrozenLayers | None
             use_cache=False,
             logits_to_keep=torch.tensor(keep, device=device),
         ).logits
-    targets = torch.tensor([t for r in rows for t in r.ids[len(r.ids) - r.answer :]], device=device)
+    targets = torch.tensor([r.ids[p] for r in rows for p in r.targets()], device=device)
     picked = logits[[i for i, _ in spots], [column[p] for _, p in spots]]
     return F.cross_entropy(picked.float(), targets, reduction="sum")
 
