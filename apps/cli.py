@@ -14,7 +14,7 @@ import os
 import sys
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import NoReturn
@@ -115,15 +115,24 @@ def _hush() -> None:
         os.environ.setdefault(name, value)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `ragtune`: every outcome is an exit code and, when it failed, one sentence on stderr."""
+def _complain(sentence: str) -> None:
+    print(f"ragtune: {sentence.strip()}", file=sys.stderr, flush=True)
+
+
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    console: Console | None = None,
+    complain: Callable[[str], None] = _complain,
+) -> int:
+    """Entry point of `ragtune`: every outcome is an exit code and, when it failed, one sentence to `complain`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = bool(os.environ.get("RAGTUNE_DEBUG"))
     try:
-        return run(arguments)
+        return run(arguments, console)
     except KeyboardInterrupt:
         command = next((a for a in arguments if a in COMMANDS), None)
-        _complain("stopped. " + (COMMANDS[command].resume if command else ""))
+        complain("stopped. " + (COMMANDS[command].resume if command else ""))
         return 130
     except BrokenPipeError:  # `ragtune search ... | head`: the reader has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -131,27 +140,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RagtuneError as error:
         if debug:
             raise
-        _complain(str(error))
+        complain(str(error))
         return error.exit_code
     except MemoryError:
-        _complain("out of memory. Close other programs, take a smaller model, or a smaller -k.")
+        complain("out of memory. Close other programs, take a smaller model, or a smaller -k.")
         return 1
     except OSError as error:
         if debug:
             raise
         place = f" ({error.filename})" if error.filename else ""
-        _complain(f"the system refused: {error.strerror or error}{place}. What was committed before is intact.")
+        complain(f"the system refused: {error.strerror or error}{place}. What was committed before is intact.")
         return 1
     except Exception as error:
         if debug:
             raise
         text = " ".join(str(error).split())[:500]
-        _complain(f"unexpected {type(error).__name__}: {text}. RAGTUNE_DEBUG=1 shows where; please report it.")
+        complain(f"unexpected {type(error).__name__}: {text}. RAGTUNE_DEBUG=1 shows where; please report it.")
         return 1
-
-
-def _complain(sentence: str) -> None:
-    print(f"ragtune: {sentence.strip()}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@
     │   ├── AdapterMismatch      the adapter belongs to another base or tokenizer
     │   ├── EndpointError        the remote endpoint failed or lacks a feature
     │   └── NumericalError       NaN or infinity where a number must stand
+    ├── StoreError               conversations, ratings or jobs cannot be saved: names the file
     └── TrainingError            training stopped: names step and rows
 
 Every message says what was given, what is allowed, and what to do.
@@ -99,3 +100,7 @@ class NumericalError(ModelError):
 
 class TrainingError(RagtuneError):
     """Training stopped; the message names the step and the rows."""
+
+
+class StoreError(RagtuneError):
+    """Conversations, ratings or the state of a job cannot be read or saved; what was saved before is intact."""
