@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rag.adapters_tokens import TOKENIZER, brought, check_ids, token_indices
 from rag.errors import AdapterMismatch, ModelError, UnknownModel
 from rag.names import check_folder
 from rag.starters import file_sha256
@@ -25,12 +26,16 @@ RECORD = "ragtune.json"
 
 @dataclass(frozen=True, slots=True)
 class AdapterFolder:
-    """A checked adapter folder: `key` identifies its bytes, `full` says that it holds a whole model."""
+    """A checked adapter folder: `key` identifies its bytes, `full` says that it holds a whole model.
+
+    `tokens` are those whose embedding rows it brings, with their ids.
+    """
 
     folder: Path
     key: str
     full: bool
     record: dict[str, Any]
+    tokens: dict[str, int] = field(default_factory=dict)
 
 
 def read_adapter(folder: Path) -> AdapterFolder:
@@ -62,8 +67,14 @@ def read_adapter(folder: Path) -> AdapterFolder:
         weights = [folder / "adapter_model.safetensors"]
         if not weights[0].is_file():
             raise ModelError(f"{folder} has no adapter_model.safetensors; pickled adapters (*.bin) are refused.")
-    key = content_hash(*(file_sha256(w) for w in weights), *(p.read_text() for p in (config,) if p.is_file()))[:16]
-    return AdapterFolder(folder, key, full, record)
+    tokens: dict[str, int] = {}
+    parts = [*(file_sha256(w) for w in weights), *(p.read_text() for p in (config,) if p.is_file())]
+    if full:
+        tokens = {str(token): int(number) for token, number in (record.get("added_tokens") or {}).items()}
+    elif indices := token_indices(read_json(config)):
+        tokens = brought(folder, indices, read_json)
+        parts.append(file_sha256(folder / TOKENIZER))
+    return AdapterFolder(folder, content_hash(*parts)[:16], full, record, tokens)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -80,13 +91,14 @@ def read_json(path: Path) -> dict[str, Any]:
 def check_fits(found: AdapterFolder, generator: LocalGenerator) -> None:
     """Raises AdapterMismatch, naming both sides, where the adapter belongs to another base or tokenizer."""
     record = found.record
-    for field, mine in (("base_fingerprint", generator.fingerprint), ("tokenizer_hash", generator.tokenizer_hash)):
-        if record.get(field) not in (None, mine):
+    for name, mine in (("base_fingerprint", generator.fingerprint), ("tokenizer_hash", generator.tokenizer_hash)):
+        if record.get(name) not in (None, mine):
             base = record.get("base", "unknown")
             raise AdapterMismatch(
-                f"The adapter {found.folder} was trained on '{base}' ({field} {record[field]}), and the generator "
-                f"is '{generator.name}' ({field} {mine}). Load the adapter's base with --generator, or tune anew."
+                f"The adapter {found.folder} was trained on '{base}' ({name} {record[name]}), and the generator "
+                f"is '{generator.name}' ({name} {mine}). Load the adapter's base with --generator, or tune anew."
             )
+    check_ids(found.folder, found.tokens, generator.tokenizer, generator.name)
     if found.full:
         return
     named = str(read_json(found.folder / "adapter_config.json").get("base_model_name_or_path") or "")

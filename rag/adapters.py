@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rag.adapter_folder import AdapterFolder, check_fits, read_adapter
+from rag.adapters_tokens import fold, load_onto, second_tree
 from rag.engine import make_backend_factory
 from rag.errors import AdapterMismatch
 from rag.names import ModelFolder
@@ -69,7 +70,7 @@ class AdapterSet:
     def __init__(self, generator: LocalGenerator) -> None:
         self._generator = generator
         self._peft: Any = None
-        self._full: dict[str, Any] = {}
+        self._full: dict[str, Any] = {}  # models of their own: whole ones, and those of adapters that bring tokens
         self._loaded: dict[str, AdapterFolder] = {}
         self._active: str | None = None
         self._merged: dict[str, list[tuple[Any, torch.Tensor, torch.Tensor]]] = {}
@@ -83,12 +84,40 @@ class AdapterSet:
         check_fits(found, self._generator)
         if found.full:
             self._full[found.key] = self._load_full(found)
+        elif found.tokens:
+            self._load_with_tokens(found)
         else:
             self._load_peft(found)
         self._loaded[found.key] = found
-        if not found.full and self.parity(found.key).equal:
+        if found.key not in self._full and self.parity(found.key).equal:
             self._keep_merged(found.key)
         return found.key
+
+    def tokens(self, key: str) -> dict[str, int]:
+        """Tokens that a loaded adapter brings, with their ids."""
+        return self._loaded[key].tokens
+
+    def _load_with_tokens(self, found: AdapterFolder) -> None:
+        """A second tree over the base's own tensors; its LoRA products are folded in where the answers stay the same.
+
+        Attached and folded weights are compared as `parity` does, on this tree.
+        """
+        self._switch(None)
+        with quiet():
+            try:
+                tree = second_tree(self._generator.model, self._peft, max(found.tokens.values()) + 1)
+                loaded = load_onto(tree, found.folder)
+            except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
+                raise AdapterMismatch(
+                    f"The adapter {found.folder} does not load on '{self._generator.name}': {error}"
+                ) from error
+        self._full[found.key] = loaded.get_base_model()
+        attached = self._greedy(found.key, PARITY_PROMPTS)
+        undo = fold(self._full[found.key], MERGED_BYTES)
+        if undo is not None:
+            folded = self._greedy(found.key, PARITY_PROMPTS)
+            if not _compare(attached, folded, low_precision=self._generator.dtype.itemsize < 4).equal:
+                undo()
 
     def _load_full(self, found: AdapterFolder) -> Any:
         from rag.generator import load_causal
@@ -150,7 +179,12 @@ class AdapterSet:
     # --- merged serving ----------------------------------------------------------------------------------------------
 
     def parity(self, key: str, prompts: Sequence[Sequence[Message]] = PARITY_PROMPTS) -> Parity:
-        """Whether merged and attached weights give the same answers to these prompts; remembered in the cache."""
+        """Whether merged and attached weights give the same answers to these prompts; remembered in the cache.
+
+        A model of its own was compared when it was loaded, or has nothing to merge.
+        """
+        if key in self._full:
+            return Parity(True, 0, 0, 0.0, 0.0)
         generator = self._generator
         parts = (generator.fingerprint, key, str(generator.dtype), str(generator.device), str(PARITY_VERSION))
         name = content_hash(*parts, json.dumps([list(p) for p in prompts], sort_keys=True))
@@ -176,7 +210,7 @@ class AdapterSet:
         import torch
 
         ids = [self._generator.prompt_ids(prompt) for prompt in prompts]
-        make = self.backend_factory(None)
+        make = self.backend_factory(key)
         tokens: list[list[int]] = []
         logits: list[torch.Tensor] = []
         with self.active(key):
@@ -234,9 +268,22 @@ class AdapterSet:
     def merged_model(self, key: str) -> Any:
         """A copy of the base with this adapter folded into its weights."""
         if key in self._full:
-            return copy.deepcopy(self._full[key])
+            return _without_lora(copy.deepcopy(self._full[key]))
         self._switch(None)
         peft = copy.deepcopy(self._peft)
         peft.base_model.enable_adapter_layers()
         peft.set_adapter(key)
         return peft.merge_and_unload(adapter_names=[key])
+
+
+def _without_lora(model: Any) -> Any:
+    """A whole model as it is, one with LoRA layers with these folded in and gone."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer):
+            if not module.merged:
+                module.merge()
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, module.get_base_layer())
+    return model

@@ -152,14 +152,18 @@ class LocalGenerator:
                 f"{self.context_window}. Give fewer or shorter passages (context_tokens)."
             )
         limit = min(decoding.max_new_tokens, room)
-        copying = None
-        if decoding.copy_from is not None or decoding.copy_options:
-            begun = messages[-1]["role"] == "assistant" and not messages[-1]["content"][-1:].isspace()
-            lead = " " if begun else ""
-            tables = [self._table(text, lead, whole=False) for text in decoding.copy_from or ()]
-            copying = CopyState([*tables, *(self._table(o, lead, whole=True) for o in decoding.copy_options)], limit)
+        copying = self.copying(messages, decoding, limit)
         random = np.random.default_rng(decoding.seed) if decoding.temperature > 0 else None
         return Job(index, prompt, decoding, limit, TextStream(self.tokenizer), copying, random=random)
+
+    def copying(self, messages: Sequence[Message], decoding: Decoding, limit: int) -> CopyState | None:
+        """What an answer of at most `limit` tokens may be, where the decoding restricts it; None where it does not."""
+        if decoding.copy_from is None and not decoding.copy_options:
+            return None
+        begun = messages[-1]["role"] == "assistant" and not messages[-1]["content"][-1:].isspace()
+        lead = " " if begun else ""
+        tables = [self._table(text, lead, whole=False) for text in decoding.copy_from or ()]
+        return CopyState([*tables, *(self._table(o, lead, whole=True) for o in decoding.copy_options)], limit)
 
     def _table(self, text: str, lead: str, *, whole: bool) -> CopyTable:
         key = f"{'whole' if whole else 'spans'}:{lead}:{text}"
@@ -206,6 +210,13 @@ class LocalGenerator:
         with self._lock:
             return self._adapters.load(Path(folder))
 
+    def added_tokens(self, folder: str | Path | None) -> dict[str, int]:
+        """Tokens that this adapter brings, with their ids (none for an ordinary one); loads it."""
+        if folder is None:
+            return {}
+        with self._lock:
+            return dict(self._adapters.tokens(self.attach(folder)))
+
     @contextlib.contextmanager
     def adapter(self, folder: str | None) -> Iterator[None]:
         """Within the context the adapter of this folder is active for calls from this thread (None: the base alone)."""
@@ -235,8 +246,13 @@ class LocalGenerator:
         with self._lock:
             key = self._adapters.load(Path(folder))
             model = self._adapters.merged_model(key)
+            tokenizer = self.tokenizer
+            if tokens := self._adapters.tokens(key):
+                from rag.reflection_tokens import extended
+
+                tokenizer = extended(tokenizer, sorted(tokens, key=lambda token: tokens[token]))[0]
         name = f"{self.name}+{Path(folder).name}"
-        return LocalGenerator(model, self.tokenizer, name=name, fingerprint=content_hash(self.fingerprint, key))
+        return LocalGenerator(model, tokenizer, name=name, fingerprint=content_hash(self.fingerprint, key))
 
 
 def check_decoding(decoding: Decoding) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +11,18 @@ if TYPE_CHECKING:
     from tuning.train import TrainConfig
 
 
-def prepare(model: Any, config: TrainConfig) -> Any:
-    """The model with trainable parameters: an adapter put on, or the upper layers of the model itself."""
+def prepare(model: Any, config: TrainConfig, tokens: Mapping[str, int] | None = None) -> Any:
+    """The model with trainable parameters: an adapter put on, or the upper layers of the model itself.
+
+    `tokens` (with their ids) are trained too: of the embeddings only their rows, but for "full".
+    """
     layers = int(model.config.get_text_config().num_hidden_layers)
     first = layers - math.ceil(config.upper_layers * layers)
     if config.method == "full":
-        return _unfreeze(model, first)
+        return _unfreeze(model, first, embeddings=bool(tokens))
     from peft import LoraConfig, get_peft_model
+
+    from tuning.added import trained_rows
 
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -28,6 +33,7 @@ def prepare(model: Any, config: TrainConfig) -> Any:
         target_modules=_targets(model, config),
         layers_to_transform=list(range(first, layers)) if first else None,
         use_dora=config.method == "dora",
+        trainable_token_indices=trained_rows(model, tokens) if tokens else None,
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, lora)
@@ -46,13 +52,15 @@ def _targets(model: Any, config: TrainConfig) -> str | list[str]:
     return sorted(found)
 
 
-def _unfreeze(model: Any, first: int) -> Any:
-    """Train every layer from `first` on; embeddings and head too when all layers are trained."""
+def _unfreeze(model: Any, first: int, *, embeddings: bool = False) -> Any:
+    """Train every layer from `first` on; embeddings and head too when all layers are trained, or where asked."""
     import re
 
+    outer = (model.get_input_embeddings(), model.get_output_embeddings()) if embeddings else ()
+    also = {id(layer.weight) for layer in outer if layer is not None}
     for name, parameter in model.named_parameters():
         at = re.search(r"\.layers\.(\d+)\.", f".{name}")
-        parameter.requires_grad_(first == 0 or (at is not None and int(at[1]) >= first))
+        parameter.requires_grad_(first == 0 or id(parameter) in also or (at is not None and int(at[1]) >= first))
     return model
 
 
