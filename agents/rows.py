@@ -23,7 +23,7 @@ def rows_path(out: Path, arm: str, seed: int = 0) -> Path:
 def write_rows(
     path: Path, inputs: str, questions: Sequence[Question], answers: Sequence[Answer], evaluation: Evaluation
 ) -> None:
-    """One JSON object a line: id, question, references, kind, answer, metrics, and the hash of what went in."""
+    """One JSON object a line: id, question, references, kind, sources, answer, metrics, and a hash of what went in."""
     lines = [
         json.dumps(
             {
@@ -32,6 +32,7 @@ def write_rows(
                 "answers": list(question.answers),
                 "unanswerable": question.unanswerable,
                 "kind": item.kind,
+                "sources": [evidence.source for evidence in question.evidence],
                 "metrics": dict(item.metrics),
                 "answer": to_dict(answer),
                 "inputs": inputs,

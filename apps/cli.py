@@ -48,9 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
     for name, command in COMMANDS.items():
         sub = commands.add_parser(name, help=command.help, description=_sentence(command.help), allow_abbrev=False)
         for positional, text in command.positionals.items():
-            several = {"nargs": "+"} if positional == "paths" else {}
+            several = {"nargs": "+"} if positional in ("paths", "runs") else {}
             sub.add_argument(
-                positional, help=text, type=Path if positional in ("index", "paths") else str, **several  # type: ignore[arg-type]
+                positional, help=text, type=Path if positional in ("index", "paths", "runs") else str, **several  # type: ignore[arg-type]
             )  # fmt: skip
         for key in command.options:
             _add(sub, key, OPTIONS[key], required=key in command.required)

@@ -52,6 +52,14 @@ def arms(text: str) -> tuple[str, ...]:
     return names
 
 
+def any_arms(text: str) -> tuple[str, ...]:
+    """Names of arms, separated by commas; two or more."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if len(names) < 2 or not set(names) <= set(ALL_ARMS):
+        raise ValueError(f"{text!r}: give two or more of {', '.join(ALL_ARMS)}")
+    return names
+
+
 def folders(text: str) -> dict[str, Path]:
     """ARM=DIR pairs, separated by commas."""
     pairs = [part.partition("=") for part in text.split(",")]
@@ -90,6 +98,11 @@ OPTIONS: dict[str, Option] = {
     "tuned_rag": Option("adapter of the arm tuned+rag, instead of training it", Path, metavar="DIR"),
     "arms": Option("also measure these arms, separated by commas", arms, metavar="ARM,..."),
     "adapters": Option("adapters of further arms, as ARM=DIR,...", folders, metavar="ARM=DIR,..."),
+    "choose_from": Option(
+        "arms that the router may choose (default: all that were measured)", any_arms, metavar="ARM,..."
+    ),
+    "worth": Option("F1 that one second is worth to a router (default: from the smallest gain)", float, metavar="X"),
+    "uncertainty": Option("the router also looks at the model's first tokens, which costs time", flag=True),
     "port": Option("port of the page (default: the first free one from 7860)", int, metavar="N"),
     "folder": Option("where the demo keeps its work", Path, Path("demo"), metavar="DIR"),
     "rebuild": Option("embed everything again, which another encoder needs", flag=True),
@@ -162,6 +175,12 @@ COMMANDS: dict[str, Command] = {
         ),
         ("questions", "out"),
         "Finished steps are kept in the run folder; type the same command to go on.",
+    ),
+    "route": Command(
+        "learn from measured runs which arm answers which question",
+        "apps.routing:route",
+        {"runs": "run folders of `ragtune decide`; the router is kept in the first"},
+        ("choose_from", "worth", "uncertainty", *_MODELS),
     ),
     "chat": Command(
         "chat with the documents in a browser",

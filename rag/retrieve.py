@@ -17,6 +17,7 @@ import numpy as np
 from rag.errors import ConfigError, NumericalError, UsageError
 from rag.index import Index
 from rag.protocols import Reranker
+from rag.query_encoder import query_fingerprint
 from rag.snapshot import Snapshot
 from rag.types import Passage, Scores, content_hash, passage_from_dict, to_dict
 from rag.vectors import Hits
@@ -68,20 +69,28 @@ class Retriever:
         """The best `k` passages (default: of the config). UsageError for an empty query."""
         return self.search_many([query], k)[0]
 
-    def search_many(self, queries: Sequence[str], k: int | None = None) -> list[list[Passage]]:
-        """As `search` for each query; the queries are encoded together."""
+    def search_many(
+        self, queries: Sequence[str], k: int | None = None, *, vectors: np.ndarray | None = None
+    ) -> list[list[Passage]]:
+        """As `search` for each query; the queries are encoded together. `vectors` are what `Index.embed_queries` gave
+        for them, for a caller that has it already."""
         for i, query in enumerate(queries):
             if not query.strip():
                 raise UsageError(f"Question {i + 1} is empty. Write what you want to know.")
         if not queries:
             return []
         self.index.refresh()
-        return self._search(self.index.snapshot, queries, k or self.config.k)
+        return self._search(self.index.snapshot, queries, k or self.config.k, vectors)
 
-    def _search(self, snapshot: Snapshot, queries: Sequence[str], k: int) -> list[list[Passage]]:
+    def _search(
+        self, snapshot: Snapshot, queries: Sequence[str], k: int, vectors: np.ndarray | None
+    ) -> list[list[Passage]]:
         pool = max(self.config.candidates, k)
         none: list[Hits] = [[] for _ in queries]
-        vectors = self.index.embed_queries(queries) if self.config.mode != "lexical" else None
+        if self.config.mode == "lexical":
+            vectors = None
+        elif vectors is None:
+            vectors = self.index.embed_queries(queries)
         dense = none if vectors is None else snapshot.dense(vectors, pool)
         out = []
         for i, query in enumerate(queries):
@@ -177,13 +186,15 @@ def freeze(
 ) -> list[list[Passage]]:
     """The passages of each question, from `folder`/retrievals.jsonl where they stand there already, else searched now.
 
-    Keyed by hash(content of the generation, retrieval config, k, question), so that every arm of an experiment and
+    Keyed by hash(content of the generation, query encoder, retrieval config, k, question), so that every arm of an experiment and
     every training row sees identical retrievals, and none from another index. The file is replaced in one step.
     """
     path = Path(folder) / "retrievals.jsonl"
     retriever.index.refresh()
     manifest = retriever.index.manifest
     content = [manifest.fingerprint, *(f"{s}:{record.sha256}" for s, (_, record) in sorted(manifest.files.items()))]
+    if tuned := query_fingerprint(retriever.index.encoder):
+        content.append(tuned)
     config = json.dumps(asdict(retriever.config), sort_keys=True)
     keys = [content_hash(*content, config, str(k), question) for question in questions]
     stored = _stored(path)
