@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from apps import serving
 from apps.console import Console, duration, table
 from apps.serving import STARTER, make_retriever, open_index, open_session
-from rag.errors import EncoderMismatch, RagtuneError, UsageError
+from rag.errors import EncoderMismatch, IndexCorrupt, RagtuneError, UsageError
 from rag.types import Answer, Finished, Passage, Retrieved, Searching, Step, to_dict
 
 if TYPE_CHECKING:
@@ -33,12 +33,12 @@ def index(
 ) -> int:
     """Index files and folders; a second time only what changed. `strict`: an unreadable file makes the exit code 1."""
     from rag.chunk import ChunkConfig
-    from rag.index import Index, sync
+    from rag.index import sync
 
     for path in paths:
         if not path.exists():
             raise UsageError(f"There is no file or folder at {path}. Give the folder that holds the documents.")
-    name = encoder or (Index.open(out).manifest.encoder if (out / "manifest.json").exists() else STARTER)
+    name = encoder or _encoder_of(out, rebuild=rebuild)
     console.progress("loading the encoder", 0, 0, name)
     model = serving.load_encoder(name)
     try:
@@ -63,6 +63,20 @@ def index(
     }
     console.result(payload, lambda p: _show_index(p, report))
     return 1 if strict and report.failed else 0
+
+
+def _encoder_of(index: Path, *, rebuild: bool) -> str:
+    """The encoder that an index was made with; the starter for a new one, or where a damaged one is made anew."""
+    from rag.index import Index
+
+    if not (index / "manifest.json").exists():
+        return STARTER
+    try:
+        return Index.open(index).manifest.encoder
+    except IndexCorrupt as error:
+        if rebuild:
+            return STARTER
+        raise IndexCorrupt(f"{error} Or make it anew in its place: add --rebuild.") from None
 
 
 def _show_index(payload: Mapping[str, Any], report: IndexReport) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 WINDOW = 8192  # texts tokenised and sorted at a time: bounds memory on large corpora
-CPU_BATCH_TOKENS = 4096
+CPU_BATCH_TOKENS = 1024  # larger activations leave the cache: 4096 is 15 % slower
 GPU_BATCH_TOKENS = 65536
 _PROMPTS = {"query": ("query",), "passage": ("document", "passage", "corpus")}
 
@@ -106,24 +106,46 @@ class LocalEncoder:
                     )
                 yield rows, np.asarray(values, dtype=np.float32)
             return
+        ids = self._ids(texts)
+        budget = CPU_BATCH_TOKENS if self.device.type == "cpu" else GPU_BATCH_TOKENS
+        for rows in length_batches([len(row) for row in ids], budget):
+            with torch.inference_mode():
+                output = self._model(self._features([ids[row] for row in rows]))["sentence_embedding"]
+            yield rows, output.float().cpu().numpy()
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
         options = {"truncation": True, "max_length": self._window, "padding": False, "verbose": False}
         with self._lock:
-            ids = self._tokenizer(texts, return_attention_mask=False, **options)["input_ids"]
-        budget = CPU_BATCH_TOKENS if self.device.type == "cpu" else GPU_BATCH_TOKENS
-        pad = int(self._tokenizer.pad_token_id or 0)
+            found: list[list[int]] = self._tokenizer(texts, return_attention_mask=False, **options)["input_ids"]
+        return found
+
+    def _features(self, ids: list[list[int]]) -> dict[str, Any]:
+        """Token ids and mask [texts, longest], padded on the tokenizer's side."""
+        import torch
+
         left = self._tokenizer.padding_side == "left"
-        for rows in length_batches([len(row) for row in ids], budget):
-            width = max(len(ids[row]) for row in rows)
-            tokens = torch.full((len(rows), width), pad, dtype=torch.long)
-            mask = torch.zeros((len(rows), width), dtype=torch.long)
-            for at, row in enumerate(rows):
-                span = slice(width - len(ids[row]), width) if left else slice(0, len(ids[row]))
-                tokens[at, span] = torch.tensor(ids[row], dtype=torch.long)
-                mask[at, span] = 1
-            features: dict[str, Any] = {"input_ids": tokens.to(self.device), "attention_mask": mask.to(self.device)}
-            with torch.inference_mode():
-                output = self._model(features)["sentence_embedding"]
-            yield rows, output.float().cpu().numpy()
+        width = max(len(row) for row in ids)
+        tokens = torch.full((len(ids), width), int(self._tokenizer.pad_token_id or 0), dtype=torch.long)
+        mask = torch.zeros((len(ids), width), dtype=torch.long)
+        for at, row in enumerate(ids):
+            span = slice(width - len(row), width) if left else slice(0, len(row))
+            tokens[at, span] = torch.tensor(row, dtype=torch.long)
+            mask[at, span] = 1
+        return {"input_ids": tokens.to(self.device), "attention_mask": mask.to(self.device)}
+
+    @property
+    def model(self) -> Any:
+        """The sentence-transformers module, for training."""
+        return self._model
+
+    def embed(self, texts: Sequence[str], *, kind: Literal["query", "passage"] = "passage") -> torch.Tensor:
+        """As `encode`, in one batch and with gradients: float32 [len(texts), dimension], rows of unit length."""
+        import torch
+
+        given = [self._prompts[kind] + text for text in texts]
+        features = self._features(self._ids(given)) if self._direct else self._model.preprocess(given)
+        found = self._model(features)["sentence_embedding"].float()
+        return torch.nn.functional.normalize(found, dim=-1)
 
 
 def length_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:

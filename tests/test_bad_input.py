@@ -138,6 +138,14 @@ def test_damaged_index_names_the_file(index: Path, cli: Cli) -> None:
     refused(cli("search", index, "q"), 1, "manifest.json", "damaged")
 
 
+def test_a_damaged_index_is_made_anew_where_that_is_asked_for(index: Path, corpus: Path, cli: Cli) -> None:
+    (index / "manifest.json").write_text("{}")
+    refused(cli("index", corpus, "--out", index), 1, "manifest.json", "damaged", "--rebuild")
+    code, _, err = cli("index", corpus, "--out", index, "--rebuild")
+    assert code == 0, err
+    same(index, cli)
+
+
 def test_second_writer_is_told_about_the_first(index: Path, corpus: Path, cli: Cli) -> None:
     from rag.lock import WriteLock
 
