@@ -1,6 +1,6 @@
-"""The page on a port of this machine, closed to everything else.
+"""The page and its API on a port of this machine, closed to everything else unless a login says who may come.
 
-Loopback only, no share link, no analytics, no file serving, bounded uploads and queue; every response carries a
+Loopback by default, no share link, no analytics, no file serving, bounded uploads and queue; every response carries a
 Content-Security-Policy under which a browser can reach nothing but this server, whatever a document or a model says.
 """
 
@@ -9,63 +9,60 @@ from __future__ import annotations
 import contextlib
 import socket
 import sys
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from apps.auth import Door
+from apps.metrics import Metrics
 from apps.service import Service
+from apps.walls import POLICY, Bounded, Forked, Guarded, Logged, Walled, to_stderr
 from rag.errors import RagtuneError, UsageError
 
 if TYPE_CHECKING:
     import gradio as gr
 
+__all__ = ["HOST", "POLICY", "Access", "choose_port", "is_free", "launch", "serve"]
+
 HOST = "127.0.0.1"
 FIRST_PORT = 7860
 _TRIES = 100
 
-# Gradio's own scripts need 'unsafe-inline' and 'unsafe-eval'; what keeps foreign text from acting is that it is
-# escaped. The rest of the policy is the second wall: no image, font, frame or request leaves this machine.
-POLICY = "; ".join(
-    (
-        "default-src 'self'", "script-src 'self' 'unsafe-inline' 'unsafe-eval'", "style-src 'self' 'unsafe-inline'",
-        "img-src 'self' data: blob:", "font-src 'self' data:", "connect-src 'self'", "frame-src 'self'",
-        "worker-src 'self' blob:", "object-src 'none'", "base-uri 'self'", "form-action 'self'",
-        "frame-ancestors 'none'",
-    )
-)  # fmt: skip
-_HEADERS = {
-    "content-security-policy": POLICY,
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-}
 
-Scope = MutableMapping[str, Any]
-App = Callable[[Scope, Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]]
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may reach the server: the address it listens on, and the door. Without a door only this machine may.
 
+    `log` takes the line of each request; None drops it.
+    """
 
-class Walled:
-    """ASGI middleware that adds the headers above to every response."""
+    host: str = HOST
+    door: Door | None = None
+    log: Callable[[str], None] | None = to_stderr
 
-    def __init__(self, app: App) -> None:
-        self.app = app
+    def __post_init__(self) -> None:
+        if not _is_loopback(self.host) and (self.door is None or self.door.open):
+            raise UsageError(
+                f"--host {self.host} lets other machines in, so the server must know who asks: add --auth FILE "
+                "(made by `ragtune password NAME --auth FILE`), or --user-header NAME behind a proxy that logs in."
+            )
 
-    async def __call__(
-        self, scope: Scope, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
-    ) -> None:
-        async def walled(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                ours = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
-                message = {**message, "headers": [*message.get("headers", ()), *ours]}
-            await send(message)
-
-        await self.app(scope, receive, walled if scope["type"] == "http" else send)
+    @property
+    def hosts(self) -> list[str]:
+        """Names under which a browser may call the server; any, where a login protects it."""
+        return ["127.0.0.1", "localhost", "[::1]"] if _is_loopback(self.host) else ["*"]
 
 
-def is_free(port: int) -> bool:
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def is_free(port: int, host: str = HOST) -> bool:
     """Whether this machine's `port` can be bound now."""
     with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except OSError:
             return False
     return True
@@ -89,26 +86,37 @@ def choose_port(port: int | None) -> int:
     return free
 
 
-def launch(service: Service, *, port: int | None = None, open_browser: bool = False) -> tuple[gr.Blocks, str]:
-    """Serve the page and return it with its address, once it answers; then the models begin to load.
+def launch(
+    service: Service, *, port: int | None = None, open_browser: bool = False, access: Access | None = None
+) -> tuple[gr.Blocks, str]:
+    """Serve page and API and return the page with its address, once it answers; then the models begin to load.
 
     Raises as `choose_port`. `blocks.close()` ends it.
     """
     chosen = choose_port(port)
+    access = access or Access()
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from apps import theme
+    from apps.api import PATHS, Deps, build_api
     from apps.ui import build_page
 
     page = build_page(service)
     page.queue(default_concurrency_limit=4, max_size=64, api_open=False)
+    metrics, door = Metrics(), access.door or Door()
+    api = build_api(Deps(service, service.gate, metrics, door))
     walls = [
-        Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"]),  # against DNS rebinding
+        Middleware(TrustedHostMiddleware, allowed_hosts=access.hosts),  # against DNS rebinding
         Middleware(Walled),
+        Middleware(Logged, metrics=metrics, log=access.log),
+        Middleware(Guarded, door=door),
+        Middleware(Bounded, upload_bytes=service.library.limits.batch_bytes),
+        Middleware(Forked, api=api, paths=PATHS),
     ]
     _, address, _ = page.launch(
-        server_name=HOST, server_port=chosen, share=False, inbrowser=open_browser, prevent_thread_lock=True, quiet=True,
+        server_name=access.host, server_port=chosen, share=False, inbrowser=open_browser, prevent_thread_lock=True,
+        quiet=True,
         show_error=False, theme=theme.theme(), css=theme.css(), footer_links=[], run_history=False, allowed_paths=[],
         max_file_size=service.library.limits.file_bytes, enable_monitoring=False, ssr_mode=False, pwa=False,
         mcp_server=False, strict_cors=True, app_kwargs={"middleware": walls, "docs_url": None, "redoc_url": None},
@@ -123,9 +131,10 @@ def serve(
     port: int | None = None,
     open_browser: bool = False,
     on_ready: Callable[[str], None] | None = None,
+    access: Access | None = None,
 ) -> None:
     """Serve until Ctrl-C. `on_ready` gets the address once the page answers; without it the address goes to stderr."""
-    page, address = launch(service, port=port, open_browser=open_browser)
+    page, address = launch(service, port=port, open_browser=open_browser, access=access)
     try:
         if on_ready is not None:
             on_ready(address)

@@ -20,6 +20,7 @@ from apps import serving
 from apps.asking import Change, Report, follow, history
 from apps.decision import load_decision
 from apps.library import Library
+from apps.metrics import Full, Gate
 from apps.uploads import UploadLimits
 from apps.views import USES_DOCUMENTS, ArmChoice, DecisionView, Exchange, ModelState, Reply, ReplyStatus, Upload
 from rag.errors import ConfigError, RagtuneError, UsageError
@@ -35,10 +36,16 @@ _ADAPTER = "needs an adapter: `ragtune tune` or `ragtune decide` makes one."
 
 @dataclass(frozen=True, slots=True)
 class ServiceConfig:
-    """Bounds of one answer: its seconds, waiting included, and how many earlier exchanges the model is told."""
+    """Bounds of one answer: its seconds, waiting included, and how many earlier exchanges the model is told.
+
+    `together`: answers at once, where the model can run several as one batch; `waiting`: questions in line, further
+    ones are refused.
+    """
 
     answer_seconds: float = 300.0
     history: int = 3
+    together: int = 32
+    waiting: int = 64
 
     def __post_init__(self) -> None:
         if self.answer_seconds <= 0:
@@ -85,6 +92,7 @@ class Service:
         self._started = threading.Lock()
         self._answerer: Answerer | None = None
         self._model = threading.Lock()
+        self.gate = Gate(1, config.waiting)
         self._stops: dict[str, threading.Event] = {}
 
     @classmethod
@@ -148,7 +156,7 @@ class Service:
             reranker = self.library.retrieval.reranker
             self.library.attach(self._loaders.encoder(encoder), self._loaders.reranker(reranker) if reranker else None)
             self._state = replace(self._state, message="Loading the chat model…")
-            model = self._loaders.generator(generator)
+            model = self._batched(self._loaders.generator(generator))
             config = self._answer_config or AnswerConfig()
             self._answerer = Answerer(model, self.library.retriever, config, adapters=self.adapters)
             self._state = ModelState("ready", "Ready", model.name, encoder)
@@ -158,6 +166,21 @@ class Service:
             self._state = replace(self._state, phase="failed", message=_unexpected(error))
         finally:
             self._settled.set()
+
+    def _batched(self, model: protocols.Generator) -> protocols.Generator:
+        """The model with its streams in one batch where it can do that; the gate lets in as many as it then takes."""
+        from rag.batching import BatchedGenerator
+        from rag.generator import LocalGenerator
+
+        if isinstance(model, LocalGenerator):
+            model = BatchedGenerator(model)
+            self.gate.widen(self.config.together if model.together else 1)
+        return model
+
+    @property
+    def answerer(self) -> Answerer | None:
+        """What answers, None until the models are loaded."""
+        return self._answerer
 
     # ------------------------------------------------------------------- the arms
 
@@ -250,14 +273,27 @@ class Service:
         queued = partial(_tell, everyone, report, "waiting", "Another question is being answered first…")
         if self._answerer is None:
             _tell(everyone, report, "failed", self._state.message)
-        elif _wait_for(lambda seconds: self._model.acquire(timeout=seconds), stop, queued):
-            try:
-                _tell(everyone[1:], report, "waiting", f"After {view.replies[0].arm}…")
-                for i, reply in enumerate(view.replies):
-                    if not stop.is_set():
-                        _answer(self._answerer, view.question, reply.arm, turns[i], stop, partial(report, i))
-            finally:
-                self._model.release()
+            return
+        try:
+            with self.gate.place(stop.is_set, waits=queued) as mine:
+                if mine:
+                    self._in_turn(self._answerer, view, turns, stop, report)
+        except Full as error:
+            _tell(everyone, report, "failed", str(error))
+
+    def _in_turn(
+        self,
+        answerer: Answerer,
+        view: Exchange,
+        turns: Sequence[Sequence[Turn]],
+        stop: threading.Event,
+        report: Report,
+    ) -> None:
+        """One arm after the other."""
+        _tell(range(1, len(view.replies)), report, "waiting", f"After {view.replies[0].arm}…")
+        for i, reply in enumerate(view.replies):
+            if not stop.is_set():
+                _answer(answerer, view.question, reply.arm, turns[i], stop, partial(report, i))
 
 
 def _wait_for(ready: Callable[[float], bool], stop: threading.Event, meanwhile: Callable[[], None]) -> bool:
