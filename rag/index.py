@@ -91,6 +91,34 @@ def sync(
         return _write(folder, old, plan, encoder, settings, roots, again, progress, disk, started)
 
 
+def reencode(
+    folder: str | os.PathLike[str],
+    encoder: Encoder,
+    *,
+    progress: StageProgress | None = None,
+    disk: Disk | None = None,
+) -> IndexReport:
+    """Embed every document of the index with another encoder, from the stored texts, and swap it in by one commit.
+
+    Until the commit readers are served by the old generation and its encoder. A killed run leaves its vectors in a
+    journal that the next one goes on from. Does nothing where the index has this encoder already.
+    Raises IndexMissing, IndexLocked, IndexCorrupt, IndexError_, NumericalError as `sync` does.
+    """
+    started = time.perf_counter()
+    folder = Path(folder)
+    if not (folder / MANIFEST).exists():
+        raise IndexMissing(f"No index at {folder}. Make one: ragtune index PATH --out {folder}")
+    with _writing(folder) as old:
+        if old is None:
+            raise IndexMissing(f"No index at {folder} any more.")
+        plan = Plan()
+        for position, record in enumerate(old.records):
+            plan.entries[record.document.source] = Kept(position, record.root)
+        settings = ChunkConfig(**old.manifest.chunking)
+        again = old.manifest.fingerprint != encoder.fingerprint
+        return _write(folder, old, plan, encoder, settings, old.manifest.roots, again, progress, disk, started)
+
+
 class Index:
     """An open index. `dense`, `lexical`, `chunks` … answer from one generation, `snapshot`, until `refresh`, `add` or
     `delete` moves on to a newer one. Safe to use from several threads."""
