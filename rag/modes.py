@@ -16,7 +16,12 @@ from rag.types import Answer, Event, Passage, Turn
 if TYPE_CHECKING:
     from rag.answer import Answerer
 
-BUILTIN: dict[str, str] = {}
+BUILTIN: dict[str, str] = {
+    "rag-sequence": "rag.marginal:RagSequence",
+    "rag-token": "rag.marginal:RagToken",
+    "replug": "rag.marginal:Replug",
+    "ra-dit": "rag.marginal:RaDit",
+}
 """arm -> "module:class" of modes in this package; the class is made without arguments, when its arm is first used."""
 
 

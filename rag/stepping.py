@@ -35,6 +35,7 @@ class Stepper:
         self.generator, self.rows = generator, rows
         self.capacity = min(capacity, generator.context_window)
         self.tokens: dict[int, list[int]] = {}
+        self._shared: list[int] = []
         self._run = generator.hold()
         with self._run() as make:
             self._backend: Any = make(self.capacity + 1, rows)
@@ -43,18 +44,31 @@ class Stepper:
             self._backend = PackedBackend(self._backend.model, slots=rows, capacity=self.capacity + 1)
         self._packed = isinstance(self._backend, PackedBackend)
 
+    def share(self, prefix: Sequence[int]) -> None:
+        """Run a beginning that prompts of several later `start`s have in common; they then take only what follows."""
+        self._shared = list(prefix)
+        if self._packed:
+            with self._run():
+                self._backend.share(self._shared)
+
     def start(self, prompts: Mapping[int, Sequence[int]]) -> torch.Tensor:
         """Begin each row with these tokens; what the prompts have in common at their beginning is run once."""
         rows = list(prompts)
-        shared = common_prefix([prompts[row] for row in rows]) if len(rows) > 1 else 0
-        shared = shared if shared >= MIN_SHARED and self._packed else 0
+        shared = len(self._shared)
+        ready = bool(shared) and all(
+            len(prompts[row]) > shared and list(prompts[row][:shared]) == self._shared for row in rows
+        )
+        if not ready:
+            shared = common_prefix([prompts[row] for row in rows]) if len(rows) > 1 else 0
+            shared = shared if shared >= MIN_SHARED and self._packed else 0
         for row in rows:
             self._check(row, 0, len(prompts[row]))
             self.tokens[row] = list(prompts[row])
         if not self._packed:
             return self._again(rows)
+        if not ready:
+            self.share(prompts[rows[0]][:shared])
         with self._run():
-            self._backend.share(list(prompts[rows[0]][:shared]))
             return self._checked(self._backend.admit([(row, list(prompts[row][shared:])) for row in rows]))
 
     def step(self, tokens: Mapping[int, int]) -> torch.Tensor:
