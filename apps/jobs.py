@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from tuning.train import TrainReport
 
 
+_ARMS = {"rag": ("tuned+rag", "rag"), "self-rag": ("self-rag", "rag")}
+"""recipe -> the arm that answers with its adapter, and the one that it is compared with; else tuned and base."""
+
+
 def answer_config(k: int | None) -> AnswerConfig:
     """How answers are made, with k passages where k is given."""
     from rag.answer import AnswerConfig
@@ -139,7 +143,7 @@ def tune(
         console.say(sentence)
     if dry_run:
         return _dry_run(plan, rows, model, out, console)
-    arm, untuned = ("tuned+rag", "rag") if recipe == "rag" else ("tuned", "base")
+    arm, untuned = _ARMS.get(recipe, ("tuned", "base"))
     before = _measure(model, retriever, answer, held_out, untuned, None, console)
     del model  # training loads its own copy: a large model fits only once
     report = train_adapter(plan, rows, out, console, index=str(index.resolve()), questions=str(questions))

@@ -87,7 +87,7 @@ OPTIONS: dict[str, Option] = {
     "adapter": Option("adapter folder made by `ragtune tune`", Path, metavar="DIR"),
     "decision": Option("run folder of `ragtune decide` to serve, instead of the index's own", Path, metavar="RUN"),
     "n": Option("how many questions to make", count, 400, metavar="N", short="-n"),
-    "recipe": Option("what to train on", default="rag", choices=("rag", "closed-book")),
+    "recipe": Option("what to train on", default="rag", choices=("rag", "closed-book", "self-rag")),
     "method": Option("what to train", default="lora", choices=("lora", "qlora", "dora", "full")),
     "epochs": Option("passes over the rows", float, metavar="N"),
     "learning_rate": Option("peak learning rate", float, metavar="RATE"),

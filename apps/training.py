@@ -39,6 +39,7 @@ class Plan:
     minutes: float | None
     seed: int
     restart: bool = False
+    critic: str | None = None
 
     def config(self) -> TrainConfig:
         """The settings of the recipe with what was given."""
@@ -66,7 +67,8 @@ def make_rows(
     retrievals: Sequence[Any] = [()] * len(questions)
     if made.NEEDS_PASSAGES:
         console.progress("searching for the training questions", 0, len(questions))
-        retrievals = freeze(retriever, [q.question for q in questions], frozen, max(DEPTH, answer.k))
+        queries = made.queries(questions) if hasattr(made, "queries") else [q.question for q in questions]
+        retrievals = freeze(retriever, queries, frozen, max(DEPTH, answer.k))
         console.progress("searching for the training questions", len(questions), len(questions))
     config = replace(
         made.ROWS,
@@ -76,8 +78,12 @@ def make_rows(
         citations=answer.style == "cited",
         seed=plan.seed,
     )
+    more: dict[str, Any] = {}
+    if getattr(made, "NEEDS_MODEL", False):
+        console.progress("labelling", 0, 0, "what the model knows without passages")
+        more = {"generator": generator, "critic": plan.critic, "folder": frozen}
     rows: tuple[list[Row], RowsReport] = made.rows(
-        questions, retrievals, config=config, count_tokens=generator.count_tokens, chunks=retriever.index.chunks
+        questions, retrievals, config=config, count_tokens=generator.count_tokens, chunks=retriever.index.chunks, **more
     )
     return rows
 

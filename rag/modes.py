@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rag.answer import Answerer
 
 BUILTIN: dict[str, str] = {
+    "self-rag": "rag.self_rag:SelfRag",
     "rag-sequence": "rag.marginal:RagSequence",
     "rag-token": "rag.marginal:RagToken",
     "replug": "rag.marginal:Replug",

@@ -113,7 +113,7 @@ def likeliest(p: Mapping[str, float]) -> str:
     return max(p, key=lambda token: p[token])
 
 
-def judged(candidate: Candidate, kept: Sequence[Beam], last: bool, config: SelfRagConfig) -> Step:
+def judged(candidate: Candidate, kept: Sequence[Beam], last: bool) -> Step:
     """What is told about a candidate: its chips, its score, and whether it was kept."""
     judgement = candidate.judgement(last)
     stays = any(candidate in beam.said for beam in kept)

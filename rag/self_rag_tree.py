@@ -122,7 +122,7 @@ class Tree:
         last = level == self.config.depth - 1
         for place, n in enumerate(live):
             kept = self._choose(runs[n], fresh[n], last)
-            yield from ((n, judged(candidate, kept, last, self.config)) for candidate in fresh[n])
+            yield from ((n, judged(candidate, kept, last)) for candidate in fresh[n])
             for b, beam in enumerate(beam for beam in kept if not beam.ended and not last):
                 spare = len(live) * self.config.beam * self.config.k + place * self.config.beam + b
                 if level > 0:
