@@ -407,7 +407,7 @@ async def _embeddings(deps: Deps, request: Request) -> Response:
     if kind not in ("query", "passage"):
         raise BadRequest("'input_type' must be query or passage.", param="input_type")
     try:
-        rows = await asyncio.to_thread(encoder.encode, texts, kind=kind)
+        rows = await asyncio.to_thread(encoder.encode, texts, kind="query" if kind == "query" else "passage")
     except RagtuneError as error:
         return _json(500, error_body(str(error), kind="server_error"))
     data = [

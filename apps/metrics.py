@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,14 +29,15 @@ class Metrics:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts: Counter[tuple[str, tuple[tuple[str, str], ...]]] = Counter()
+        self._counts: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
         self._times: dict[str, list[float]] = {}
         self.started = time.time()
 
     def count(self, name: str, by: float = 1, **labels: str) -> None:
         """Add to a counter."""
         with self._lock:
-            self._counts[name, tuple(sorted(labels.items()))] += by  # type: ignore[assignment]
+            key = name, tuple(sorted(labels.items()))
+            self._counts[key] = self._counts.get(key, 0) + by
 
     def observe(self, name: str, seconds: float) -> None:
         """Add a time to a histogram."""

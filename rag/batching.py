@@ -58,7 +58,11 @@ class _Ticket:
 
 @dataclass(eq=False)
 class _Lane:
-    """The streams of one adapter, and the slots they have. `prefixes` are the tokens that the kept slots hold."""
+    """The streams of one adapter, and the slots they have.
+
+    `prefixes` are the tokens that the kept slots hold, the one used last at the end, with its slot; `recent` are the
+    last prompts, to see what prompts have in common.
+    """
 
     adapter: str | None
     waiting: deque[_Ticket] = field(default_factory=deque)
@@ -66,7 +70,8 @@ class _Lane:
     backend: Any = None
     slots: int = 0
     capacity: int = 0
-    prefixes: list[tuple[int, ...]] = field(default_factory=list)
+    prefixes: list[tuple[tuple[int, ...], int]] = field(default_factory=list)
+    recent: deque[Sequence[int]] = field(default_factory=lambda: deque(maxlen=8))
     used: float = 0.0
 
 
@@ -197,10 +202,12 @@ class BatchedGenerator(LocalGenerator):
             tokens += fresh
         if not entered:
             return
+        lane.active += entered  # before anything can fail: those who wait must hear of it
         logits = self._prefill(lane, segments)
         jobs = [ticket.job for ticket in entered]
+        for job in jobs:
+            self._keep(lane, job)
         _advance(jobs, logits, self.tokens.ends)
-        lane.active += entered
         for ticket in entered:
             ticket.publish()
 
@@ -231,25 +238,32 @@ class BatchedGenerator(LocalGenerator):
         lane.slots = made.slots
         lane.backend = PackedBackend(made.model, slots=lane.slots + _KEPT_PREFIXES, capacity=lane.capacity)
         lane.prefixes = []
+        lane.recent.clear()
         return True
 
-    def _known(self, lane: _Lane, prompt: Sequence[int]) -> tuple[int, int] | None:
-        """(slot, tokens) of the longest beginning of a prompt that some slot holds already.
-
-        A beginning that two streams share is kept in a slot of its own, where it outlives both.
-        """
-        kept = [(_common(prefix, prompt), lane.slots + i) for i, prefix in enumerate(lane.prefixes)]
-        running = [(_common(t.job.prompt, prompt), t.job.slot) for t in lane.active]
-        best = max([*kept, *running], default=(0, 0))
-        if best[0] < MIN_SHARED:
+    @staticmethod
+    def _known(lane: _Lane, prompt: Sequence[int]) -> tuple[int, int] | None:
+        """(slot, tokens) of the longest beginning of a prompt that a kept slot holds."""
+        best = max(lane.prefixes, key=lambda kept: _common(kept[0], prompt), default=None)
+        if best is None or _common(best[0], prompt) < MIN_SHARED:
             return None
-        length, slot = best
-        if slot < lane.slots and length > max((k[0] for k in kept), default=0):
-            place = len(lane.prefixes) if len(lane.prefixes) < _KEPT_PREFIXES else 0
-            lane.prefixes[place : place + 1] = [tuple(prompt[:length])]
-            lane.backend.copy(slot, lane.slots + place)
-            lane.backend.cut(lane.slots + place, length)
-        return slot, length
+        lane.prefixes.remove(best)
+        lane.prefixes.append(best)
+        return best[1], _common(best[0], prompt)
+
+    @staticmethod
+    def _keep(lane: _Lane, job: Job) -> None:
+        """A beginning that two prompts share, and that no kept slot holds, is kept: the one used longest ago goes."""
+        shared = max((_common(other, job.prompt) for other in lane.recent), default=0)
+        lane.recent.append(job.prompt)
+        held = max((_common(prefix, job.prompt) for prefix, _ in lane.prefixes), default=0)
+        if shared < MIN_SHARED or shared <= held:
+            return
+        full = len(lane.prefixes) >= _KEPT_PREFIXES
+        slot = lane.prefixes.pop(0)[1] if full else lane.slots + len(lane.prefixes)
+        lane.backend.copy(job.slot, slot)
+        lane.backend.cut(slot, shared)
+        lane.prefixes.append((tuple(job.prompt[:shared]), slot))
 
     def _compact(self, lane: _Lane) -> None:
         """Move streams into lower slots when most below the highest are empty: a step runs all up to the highest."""

@@ -84,14 +84,13 @@ def test_what_prompts_share_is_run_once(batched: BatchedGenerator, monkeypatch: 
         return real(self, segments, keep)
 
     monkeypatch.setattr(packed.PackedBackend, "forward", forward)
-    prompts = [PROMPTS[i] for i in (0, 1, 4)]
-    first, second = batched.stream(prompts[0], DECODING), batched.stream(prompts[1], DECODING)
-    said = [next(first), next(second)]  # both run; the second found the beginning of the first
-    said = [said[0] + "".join(first), said[1] + "".join(second)]
-    third = "".join(batched.stream(prompts[2], DECODING))  # nobody runs any more: from what was kept
-    assert [*said, third] == [g.text for g in local().generate(prompts, DECODING)]
+    prompts = [PROMPTS[i] for i in (0, 1, 4, 3, 5)]
+    said = ["".join(batched.stream(prompt, DECODING)) for prompt in prompts]
     lengths = [len(batched.prompt_ids(p)) for p in prompts]
-    assert ran[0] == lengths[0] and sum(ran) < sum(lengths) - 2 * 20
+    assert ran[:2] == lengths[:2] and ran[3] == lengths[3]  # two show what is shared; the fourth begins otherwise
+    assert ran[2] <= lengths[2] - 16 and ran[4] <= lengths[4] - 16
+    monkeypatch.undo()
+    assert said == [g.text for g in local().generate(prompts, DECODING)]
 
 
 def test_a_longer_prompt_makes_longer_slots_and_waits_for_the_others(
@@ -166,11 +165,9 @@ def test_streams_with_and_without_an_adapter(batched: BatchedGenerator, tmp_path
 
         return together(Adapted(), PROMPTS)
 
-    with pytest.warns(UserWarning):
-        plain = local()
-        with plain.adapter(folder):
-            expected = [g.text for g in plain.generate(PROMPTS, DECODING)]
-        batched.attach(folder)
+    plain = local()
+    with plain.adapter(folder):
+        expected = [g.text for g in plain.generate(PROMPTS, DECODING)]
     results: dict[bool, list[str]] = {}
     threads = [threading.Thread(target=lambda a=a: results.update({a: said(batched, a)})) for a in (True, False)]
     for thread in threads:
