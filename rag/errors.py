@@ -15,6 +15,7 @@
     │   ├── AdapterMismatch      the adapter belongs to another base or tokenizer
     │   ├── EndpointError        the remote endpoint failed or lacks a feature
     │   └── NumericalError       NaN or infinity where a number must stand
+    ├── ToolError                an agent asked a tool wrongly: shown to the model, which may ask again
     ├── StoreError               conversations, ratings or jobs cannot be saved: names the file
     └── TrainingError            training stopped: names step and rows
 
@@ -96,6 +97,10 @@ class EndpointError(ModelError):
 
 class NumericalError(ModelError):
     """A model returned NaN or infinity; nothing of that batch was kept."""
+
+
+class ToolError(RagtuneError):
+    """An agent's tool was asked wrongly. The message says how to ask, and is an observation for the model."""
 
 
 class TrainingError(RagtuneError):
