@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tuning.train import TrainReport
 
 
-_ARMS = {"rag": ("tuned+rag", "rag"), "self-rag": ("self-rag", "rag")}
+_ARMS = {"rag": ("tuned+rag", "rag"), "self-rag": ("self-rag", "rag"), "ra-dit": ("ra-dit", "rag")}
 """recipe -> the arm that answers with its adapter, and the one that it is compared with; else tuned and base."""
 
 
@@ -117,6 +117,7 @@ def tune(
     test: Path | None,
     out: Path,
     recipe: str,
+    start: Path | None,
     method: str,
     epochs: float | None,
     learning_rate: float | None,
@@ -131,6 +132,18 @@ def tune(
     console: Console,
 ) -> int:
     """Train an adapter on what the serving retriever finds; with `test` it is measured before and after."""
+    if recipe == "preference":
+        from apps.preferring import tune_preference
+
+        return tune_preference(
+            index, ratings=questions, out=out, start=start, method=method, dry_run=dry_run, restart=restart,
+            test=read_questions(test, skip_broken=skip_broken, console=console) if test else [],
+            epochs=epochs,
+            learning_rate=learning_rate, minutes=minutes, answer=answer_config(k), encoder=encoder,
+            generator=generator, seed=seed, console=console,
+        )  # fmt: skip
+    if start is not None:
+        raise UsageError("--start goes with --recipe preference; the other recipes begin from the generator itself.")
     asked = read_questions(questions, skip_broken=skip_broken, console=console)
     held_out = read_questions(test, skip_broken=skip_broken, console=console) if test else []
     plan = Plan(generator or STARTER, recipe, method, epochs, learning_rate, minutes, seed, restart)
@@ -250,11 +263,18 @@ def chat(
     seed: int,
     console: Console,
     examples: Sequence[str] = (),
+    host: str | None = None,
+    auth: Path | None = None,
+    user_header: str | None = None,
+    queue: int = 64,
 ) -> int:
-    """The page, until Ctrl-C. Nothing is loaded before the port is known to be free."""
-    from apps.server import choose_port, serve
-    from apps.service import Service
+    """Page and API, until Ctrl-C. Nothing is loaded before the port is known to be free."""
+    from apps.auth import Door
+    from apps.server import HOST, Access, choose_port, serve
+    from apps.service import Service, ServiceConfig
     from rag.retrieve import RetrievalConfig
+
+    access = Access(host or HOST, Door(passwords=auth, header=user_header), console.say)
 
     if adapter is not None and not adapter.is_dir():
         raise UsageError(f"There is no adapter folder at {adapter}. Make one with `ragtune tune`.")
@@ -267,13 +287,33 @@ def chat(
         adapters={"tuned+rag": adapter} if adapter else {},
         retrieval=RetrievalConfig(reranker=reranker),
         examples=examples,
+        config=ServiceConfig(waiting=queue),
     )
+    who = "who logs in" if access.asks else "this machine only"
 
     def ready(address: str) -> None:
-        console.result({"url": address}, lambda p: f"The page is at {p['url']} (this machine only; Ctrl-C ends it).")
+        console.result({"url": address}, lambda p: f"The page is at {p['url']} ({who}; Ctrl-C ends it).")
 
-    serve(service, port=port, open_browser=_has_screen(), on_ready=ready)
+    serve(service, port=port, open_browser=_has_screen(), on_ready=ready, access=access)
     console.say("The page is closed.")
+    return 0
+
+
+def password(name: str, *, auth: Path, console: Console) -> int:
+    """Add a person to a password file, or change a password. It never stands on the command line."""
+    from getpass import getpass
+
+    from apps.auth import set_password
+
+    if sys.stdin.isatty():
+        given = getpass(f"Password of {name}: ", stream=sys.stderr)
+        if getpass("Once more: ", stream=sys.stderr) != given:
+            raise UsageError("The two passwords differ. Nothing was changed.")
+    else:
+        given = sys.stdin.readline().rstrip("\r\n")
+    new = set_password(auth, name, given)
+    payload = {"name": name, "auth": str(auth), "new": new}
+    console.result(payload, lambda p: f"{p['auth']}: {p['name']} {'is added' if new else 'has a new password'}")
     return 0
 
 

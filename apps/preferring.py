@@ -25,7 +25,10 @@ def tune_preference(
     ratings: Path,
     test: Sequence[Question],
     out: Path,
-    adapter: Path | None,
+    start: Path | None,
+    method: str,
+    dry_run: bool,
+    restart: bool,
     epochs: float | None,
     learning_rate: float | None,
     minutes: float | None,
@@ -35,7 +38,7 @@ def tune_preference(
     seed: int,
     console: Console,
 ) -> int:
-    """Train on the ratings of a file, beginning from `adapter` (by default the one this index is served with).
+    """Train on the ratings of a file, beginning from `start` (by default the adapter this index is served with).
 
     Part of the ratings is held out: how well the model tells good answers from bad ones is measured on them before and
     after, and `test` questions are answered before and after.
@@ -47,11 +50,16 @@ def tune_preference(
     rows = read_preferences(ratings)
     if not rows:
         raise UsageError(f"{ratings} holds no ratings. Rate answers on the page, then export them.")
-    start = adapter or served_adapter(index)
+    if method != "lora":
+        raise UsageError(f"The recipe preference trains LoRA adapters; leave --method {method} away.")
+    start = start or served_adapter(index)
     learn, held = split(rows)
     given = {"num_train_epochs": epochs, "learning_rate": learning_rate, "max_minutes": minutes}
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     name = generator or STARTER
+    config = replace(TRAIN, seed=seed, **changes)
+    if dry_run:
+        return _dry_run(learn, held, start, out, name, console)
     console.progress("loading the generator", 0, 0, name)
     model = serving.load_generator(name)
     before = _measure(model, index, start, held, test, answer, encoder, console)
@@ -61,7 +69,8 @@ def tune_preference(
         base=name,
         out=out,
         adapter=start,
-        config=replace(TRAIN, seed=seed, **changes),
+        config=config,
+        resume=not restart,
         progress=lambda _, done, total, detail: console.progress("training", done, total, detail),
         record={"index": str(index.resolve()), "ratings": str(ratings)},
     )
@@ -74,6 +83,26 @@ def tune_preference(
         "started_from": str(start) if start else None, "before": before, "after": after, "steps": report.steps,
     }  # fmt: skip
     console.result(payload, lambda p: _show(p, report))
+    return 0
+
+
+def _dry_run(
+    learn: Sequence[Preference],
+    held: Sequence[Preference],
+    start: Path | None,
+    out: Path,
+    name: str,
+    console: Console,
+) -> int:
+    from tuning.preference_train import objective
+
+    by, origin = objective(learn), str(start) if start else name
+    payload = {
+        "dry_run": True, "adapter": str(out), "objective": by, "rows": len(learn), "held_out": len(held),
+        "started_from": origin,
+    }  # fmt: skip
+    told = f"would train {origin} by {by.upper()} on {len(learn)} ratings ({len(held)} held out), into {out}"
+    console.result(payload, lambda _: told)
     return 0
 
 

@@ -48,6 +48,11 @@ class Access:
             )
 
     @property
+    def asks(self) -> bool:
+        """Whether people must log in."""
+        return self.door is not None and not self.door.open
+
+    @property
     def hosts(self) -> list[str]:
         """Names under which a browser may call the server; any, where a login protects it."""
         return ["127.0.0.1", "localhost", "[::1]"] if _is_loopback(self.host) else ["*"]

@@ -275,7 +275,10 @@ def test_chat_serves_the_index_and_prints_its_address(
 
     seen = {}
 
-    def serve(service: Any, *, port: int | None, open_browser: bool, on_ready: Callable[[str], None]) -> None:
+    def serve(
+        service: Any, *, port: int | None, open_browser: bool, on_ready: Callable[[str], None], access: Any
+    ) -> None:
+        assert access.host == "127.0.0.1" and not access.asks
         seen.update(name=service.library.name, port=port, browser=open_browser)
         on_ready("http://127.0.0.1:1")
 

@@ -166,9 +166,12 @@ def train_preference(
     adapter: Path | None = None,
     config: PreferenceConfig = PreferenceConfig(),
     progress: Progress | None = None,
+    resume: bool = True,
     record: Mapping[str, Any] | None = None,
 ) -> PreferenceReport:
     """Train and leave PEFT's files, the record and the model card in `out`; `adapter` is what to begin from.
+
+    With `resume`, a finished run with the same rows and settings is returned as it is.
 
     Raises:
         TrainingError: no usable rows, only good or only bad ones (KTO), or a loss that is not finite.
@@ -193,6 +196,13 @@ def train_preference(
         )
     began = time.perf_counter()
     model, tokenizer, fingerprint = base_model(base) if isinstance(base, str) else base
+    identity = {
+        "base_fingerprint": fingerprint, "tokenizer_hash": tokenizer_hash(tokenizer), "prompt_version": PROMPT_VERSION,
+        "recipe": "preference", "started_from": _key(adapter), "settings": asdict(config),
+        "data_hash": content_hash(*(json.dumps(asdict(row), sort_keys=True) for row in rows)),
+    }  # fmt: skip
+    if resume and (found := _finished(out, identity, by)):
+        return found
     encoded, dropped = _encode(used, tokenizer, by, config)
     model = _policy(model, adapter, fingerprint, config)
     with quiet():
@@ -200,11 +210,8 @@ def train_preference(
     tokens = sum(len(e["prompt_ids"]) + max(len(v) for k, v in e.items() if k.endswith("_ids")) for e in encoded)
     done = {
         "base": base if isinstance(base, str) else getattr(model, "name_or_path", "") or "model",
-        "base_fingerprint": fingerprint, "tokenizer_hash": tokenizer_hash(tokenizer),
-        "prompt_version": PROMPT_VERSION, "recipe": "preference", "method": "lora", "objective": by,
-        "started_from": str(adapter) if adapter else None,
-        "data_hash": content_hash(*(json.dumps(asdict(row), sort_keys=True) for row in rows)),
-        "settings": asdict(config), "config": asdict(config), "rows": len(encoded), "dropped": dropped,
+        **identity, "method": "lora", "objective": by, "start": str(adapter) if adapter else None,
+        "config": asdict(config), "rows": len(encoded), "dropped": dropped,
         "tokens": int(tokens * config.num_train_epochs), "seconds": round(time.perf_counter() - began, 3),
         "steps": len(losses), "planned_steps": len(losses), "loss": losses, "versions": library_versions(),
         **(record or {}),
@@ -212,6 +219,27 @@ def train_preference(
     _publish(model, out, done)
     return PreferenceReport(
         out, by, len(encoded), dropped, int(done["tokens"]), float(done["seconds"]), tuple(losses), len(losses)
+    )
+
+
+def _key(adapter: Path | None) -> str | None:
+    """Identity of the adapter that training begins from."""
+    from rag.adapter_folder import read_adapter
+
+    return read_adapter(adapter).key if adapter else None
+
+
+def _finished(out: Path, identity: Mapping[str, Any], by: Loss) -> PreferenceReport | None:
+    from tuning.record import RECORD, read_record
+
+    if not (out / RECORD).is_file():
+        return None
+    record = read_record(out)
+    if any(record.get(key) != value for key, value in identity.items()):
+        return None
+    losses = tuple(record["loss"])
+    return PreferenceReport(
+        out, by, record["rows"], record["dropped"], record["tokens"], record["seconds"], losses, len(losses), True
     )
 
 
@@ -278,7 +306,8 @@ def _run(
     steps = max(1, math.ceil(len(rows) * config.num_train_epochs / _step_rows(config)))
     options: dict[str, Any] = {
         "output_dir": str(out.with_name(f".{out.name}.run")), "beta": config.beta,
-        "learning_rate": config.learning_rate, "max_steps": steps, "warmup_steps": math.ceil(0.1 * steps), "lr_scheduler_type": "linear",
+        "learning_rate": config.learning_rate, "max_steps": steps, "warmup_steps": 0.1,
+        "lr_scheduler_type": "linear",
         "per_device_train_batch_size": config.per_device_train_batch_size,
         "gradient_accumulation_steps": config.gradient_accumulation_steps, "max_length": config.max_length,
         "seed": config.seed, "logging_steps": 1, "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
