@@ -126,10 +126,10 @@ class Router:
     def _reason(self, columns: np.ndarray, pick: int, rival: int, expected: np.ndarray) -> str:
         """One sentence: which features speak most for `pick` against `rival` (each one set to its mean in turn), and
         what is expected of both."""
-        arm, other = self.arms[pick], self.arms[rival]
+        other = self.arms[rival]
         if pick == rival:
-            return f"{arm}: no other arm can answer here."
-        figures = f"expected {self.metric} {expected[pick]:.2f}, {other} {expected[rival]:.2f}"
+            return "no other arm can answer here."
+        figures = f"expected {self.metric} {expected[pick]:.2f}, by {other} {expected[rival]:.2f}"
         cheaper = self.costs[pick] < self.costs[rival] and expected[pick] <= expected[rival]
         changed = np.repeat(columns, columns.shape[1], axis=0)
         np.fill_diagonal(changed, 0.0)
@@ -137,7 +137,7 @@ class Router:
         speaks = (expected[pick] - expected[rival]) - (without[:, pick] - without[:, rival])
         phrases = self._phrases(columns[0], speaks)
         why = "; ".join(phrases) if phrases else "nothing about the question speaks against the usual choice"
-        return f"{arm}: {why} ({figures}{', and it is quicker' if cheaper else ''})."
+        return f"{why} ({figures}{', and it is quicker' if cheaper else ''})."
 
     def _phrases(self, values: np.ndarray, speaks: np.ndarray, most: int = 2) -> list[str]:
         """The features that speak most for the choice, in words; the embedding's components speak together."""

@@ -53,7 +53,7 @@ class RoutedMode:
         retriever = _retriever(answerer)
         found, vectors = self._search(retriever, [query])
         choice = self._choose(answerer, [question], found, vectors)[0]
-        yield Step("route", choice.reason, choice.to_dict(), choice.seconds)
+        yield Step("route", f"{choice.arm}: {choice.reason}", choice.to_dict(), choice.seconds)
         inner = Answerer(
             answerer.generator,
             Found(retriever, query, found[0]),

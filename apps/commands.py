@@ -187,6 +187,9 @@ def _show_answer(answer: Answer) -> str:
     if not answer.citations and answer.passages:
         seen = dict.fromkeys(_place(p.chunk.source, p.chunk.page) for p in answer.passages)
         lines.append("read: " + "; ".join(seen))
+    route = answer.details.get("route")
+    if isinstance(route, Mapping):
+        lines.append(f"why {answer.arm}: {route.get('reason', '')}")
     cut = f" ({answer.cut} more did not fit)" if answer.cut else ""
     lines.append(f"{answer.arm}, {len(answer.passages)} passages{cut}, {duration(answer.seconds)}")
     return "\n".join(lines)

@@ -52,12 +52,9 @@ def arms(text: str) -> tuple[str, ...]:
     return names
 
 
-def any_arms(text: str) -> tuple[str, ...]:
-    """Names of arms, separated by commas; two or more."""
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    if len(names) < 2 or not set(names) <= set(ALL_ARMS):
-        raise ValueError(f"{text!r}: give two or more of {', '.join(ALL_ARMS)}")
-    return names
+def names(text: str) -> tuple[str, ...]:
+    """Names separated by commas; who takes them checks them."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def folders(text: str) -> dict[str, Path]:
@@ -90,7 +87,7 @@ OPTIONS: dict[str, Option] = {
     "recipe": Option(
         "what to train on; preference: ratings exported from the page (as --questions)",
         default="rag",
-        choices=("rag", "closed-book", "self-rag", "preference"),
+        choices=("rag", "closed-book", "self-rag", "ra-dit", "preference"),
     ),  # fmt: skip,
     "method": Option("what to train", default="lora", choices=("lora", "qlora", "dora", "full")),
     "epochs": Option("passes over the rows", float, metavar="N"),
@@ -103,7 +100,7 @@ OPTIONS: dict[str, Option] = {
     "arms": Option("also measure these arms, separated by commas", arms, metavar="ARM,..."),
     "adapters": Option("adapters of further arms, as ARM=DIR,...", folders, metavar="ARM=DIR,..."),
     "choose_from": Option(
-        "arms that the router may choose (default: all that were measured)", any_arms, metavar="ARM,..."
+        "arms that the router may choose (default: all that were measured)", names, metavar="ARM,..."
     ),
     "worth": Option("F1 that one second is worth to a router (default: from the smallest gain)", float, metavar="X"),
     "uncertainty": Option("the router also looks at the model's first tokens, which costs time", flag=True),

@@ -1,4 +1,4 @@
-"""`ragtune route`: learns from what `decide` measured which arm answers which question, and when `auto` may use it."""
+"""`ragtune route`: learns from what `decide` measured which arm answers which question."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from apps.serving import open_index
 from rag.errors import UsageError
 
 if TYPE_CHECKING:
-    from agents.router import Router
     from agents.router_outcomes import Outcomes
     from rag.protocols import Generator
     from rag.retrieve import Retriever
@@ -145,30 +144,3 @@ def show_router(data: Mapping[str, Any]) -> str:
         else "`auto` stays with the decision's arm."
     )
     return "\n".join([*lines, "", str(data["reason"]), served])
-
-
-def find_router(
-    run: Path, data: Mapping[str, Any], *, adapters: Mapping[str, str], generator: str | None, reranker: str | None
-) -> tuple[Router | None, str]:
-    """The router that `auto` uses for a decision (its folder and its data), and a sentence: why it, or why not.
-
-    None, "" where none was made. ConfigError when its file is damaged.
-    """
-    from agents.router import load_router
-
-    router = load_router(run)
-    if router is None:
-        return None, ""
-    made = router.made_with
-    if not router.better:
-        return None, str(router.report.get("reason", ""))
-    if made.get("date") != data.get("date"):
-        return None, "The decision is newer than the router; run `ragtune route` again."
-    if generator is not None and generator != made.get("generator"):
-        return None, f"The router was learnt with {made.get('generator')}, not {generator}; the decision's arm answers."
-    if (reranker or None) != (made.get("retrieval_config") or {}).get("reranker"):
-        return None, "The router was learnt with another reranker; the decision's arm answers."
-    missing = [arm for arm in router.arms if arm.startswith("tuned") and arm not in adapters]
-    if missing:
-        return None, f"The router may choose {missing[0]}, whose adapter is gone; the decision's arm answers."
-    return router, str(router.report.get("reason", ""))

@@ -21,6 +21,7 @@ from apps.console import Console
 from rag.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
+    from agents.router import Router
     from rag.answer import AnswerConfig, Answerer
     from rag.index import Index
     from rag.modes import Mode
@@ -99,6 +100,33 @@ def find_serving(index: Path, *, decision: Path | None = None) -> Serving:
         )
     generator = view.data.get("generator")
     return Serving(chosen, adapters, generator if isinstance(generator, str) else None, _answer(view.data), folder)
+
+
+def find_router(serving: Serving, *, generator: str | None, reranker: str | None) -> tuple[Router | None, str]:
+    """The router that `auto` uses, where one was measured to be significantly better than the best single arm, and a
+    sentence: what speaks for it, or why it cannot be used here ("" where there is none to speak of).
+
+    `generator` and `reranker` are those that were named instead of the decision's. ConfigError for a damaged file.
+    """
+    if serving.decision is None or not (serving.decision / "router.json").is_file():
+        return None, ""
+    from agents.record import load_decision
+    from agents.router import load_router
+
+    router = load_router(serving.decision)
+    if router is None or not router.better:
+        return None, ""
+    made, instead = router.made_with, f"so {serving.arm} answers."
+    if made.get("date") != load_decision(serving.decision).data.get("date"):
+        return None, f"The decision is newer than its router, {instead} Run `ragtune route` again."
+    if generator is not None and generator != made.get("generator"):
+        return None, f"The router was learnt with the generator {made.get('generator')}, not {generator}, {instead}"
+    if (reranker or None) != (made.get("retrieval_config") or {}).get("reranker"):
+        return None, f"The router was learnt with another reranker, {instead}"
+    missing = [arm for arm in router.arms if arm.startswith("tuned") and arm not in serving.adapters]
+    if missing:
+        return None, f"The adapter of {missing[0]}, which the router may choose, is gone, {instead}"
+    return router, str(router.report.get("reason", ""))
 
 
 def _answer(data: Mapping[str, Any]) -> AnswerConfig | None:
@@ -194,6 +222,11 @@ def open_session(
 
     serving = find_serving(index, decision=decision)
     adapters = dict(serving.adapters)
+    router = None
+    if arm == "auto" and adapter is None:
+        router, why = find_router(serving, generator=generator, reranker=reranker)
+        if router is None and why:
+            console.say(why)
     if adapter is not None:
         if not adapter.is_dir():
             raise UsageError(f"There is no adapter folder at {adapter}. Make one with `ragtune tune`.")
@@ -213,4 +246,9 @@ def open_session(
     if k:
         config = dataclasses.replace(config, k=k)
     retriever = make_retriever(opened, k=config.k, reranker=reranker)
-    return Session(opened, Answerer(model, retriever, config, adapters=adapters), serving, arm)
+    modes = agent_modes((arm, *(router.arms if router else ())))
+    if router is not None:
+        from agents.router_mode import AUTO, RoutedMode
+
+        arm, modes = AUTO, {**modes, AUTO: RoutedMode(router)}
+    return Session(opened, Answerer(model, retriever, config, adapters=adapters, modes=modes), serving, arm)
