@@ -206,7 +206,8 @@ class Door:
 
     def cookie(self, name: str) -> str:
         """The value of a session cookie for a user; it ends with the server, or after two weeks."""
-        body = base64.urlsafe_b64encode(json.dumps([name, int(time.time()) + COOKIE_SECONDS]).encode()).decode()
+        text = json.dumps([name, int(time.time()) + COOKIE_SECONDS])
+        body = base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")  # "=" would be quoted in a cookie
         return f"{body}.{self._seal(body, name)}"
 
     def _seal(self, body: str, name: str) -> str:
@@ -220,7 +221,7 @@ class Door:
             if key != COOKIE or not seal:
                 continue
             try:
-                name, until = json.loads(base64.urlsafe_b64decode(body.encode()))
+                name, until = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
             except (ValueError, TypeError):
                 continue
             self._reload()

@@ -236,7 +236,7 @@ def read_job(place: Path) -> Job:
         process = float(status.get("process") or 0.0)
         if job.state not in (*ENDED, "queued", "running"):
             raise ValueError(f"state {job.state!r}")
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         told = f"{place / 'status.json'} cannot be read ({error}). Resume begins from what the job left."
         return replace(job, state="dead", message=told)
     if job.over:

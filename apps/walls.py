@@ -122,28 +122,30 @@ class Bounded:
         if not told.isdigit() or int(told) > most:
             await reply(send, 413, _too_large(most))
             return
-        taken, begun = [0], [False]
+        taken, begun, refused = 0, False, False
 
         async def counted() -> Any:
+            nonlocal taken, refused
             message = await receive()
-            taken[0] += len(message.get("body", b"")) if message["type"] == "http.request" else 0
-            if taken[0] > most:
-                raise _TooLarge
-            return message
+            taken += len(message.get("body", b"")) if message["type"] == "http.request" else 0
+            if taken <= most:
+                return message
+            if not begun and not refused:
+                refused = True
+                await reply(send, 413, _too_large(most))
+            return {"type": "http.disconnect"}  # for those inside the client has left
 
         async def started(message: Any) -> None:
-            begun[0] = True
-            await send(message)
+            nonlocal begun
+            if not refused:
+                begun = True
+                await send(message)
 
         try:
             await self.app(scope, counted, started)
-        except _TooLarge:
-            if not begun[0]:
-                await reply(send, 413, _too_large(most))
-
-
-class _TooLarge(Exception):
-    """More came than was announced."""
+        except Exception:
+            if not refused:
+                raise
 
 
 def _too_large(most: int) -> dict[str, Any]:

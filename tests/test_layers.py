@@ -209,7 +209,8 @@ def test_dependencies_are_what_is_imported() -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {canonical(Requirement(text).name) for text in project["dependencies"]}
-    optional = {canonical(Requirement(text).name) for text in project["optional-dependencies"]["langchain"]}
+    extras = project["optional-dependencies"]
+    optional = {canonical(Requirement(text).name) for extra in ("langchain", "mcp") for text in extras[extra]}
     owners = packages_distributions()
     used: dict[str, str] = {}
     for room in ROOMS:

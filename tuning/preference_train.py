@@ -145,7 +145,8 @@ def split(rows: Sequence[Preference], share: float = 0.2) -> tuple[list[Preferen
     """(train, held out): about this share of the prompts, the same ones in every run; none of fewer than ten rows."""
     if len(rows) < 10:
         return list(rows), []
-    train, held = [], []
+    train: list[Preference] = []
+    held: list[Preference] = []
     for row in rows:
         place = int(content_hash(json.dumps(row.prompt, sort_keys=True))[:8], 16) / 2**32
         (held if place < share else train).append(row)
