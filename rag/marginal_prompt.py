@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from rag.errors import ConfigError
 from rag.prompt import ABSTAIN, HISTORY_TURNS, neutralise, render, strip_markers
-from rag.protocols import Generator, Message
+from rag.protocols import Generator, Message, is_begun
 from rag.types import Chunk, Passage, Turn
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ ANSWERING = ("A:", "Answer:")
 """Markers of the background template; the answer follows its marker after one space."""
 
 _SYSTEM = f"Answer the question with a few words. If neither you nor the background knows the answer, say: {ABSTAIN}"
-_CONTINUE = "Continue the text."
+CONTINUE = "Continue the text."
 
 
 def background(
@@ -89,7 +89,7 @@ def _messages(
         return background(question, text, history=history)
     if template == "continue":
         body = "\n\n".join(neutralise(part) for part in (text, question) if part)
-        return [{"role": "system", "content": _CONTINUE}, {"role": "user", "content": body}]
+        return [{"role": "system", "content": CONTINUE}, {"role": "user", "content": body}]
     shown = [replace(passage, rank=1, chunk=replace(passage.chunk, text=text))] if passage is not None else []
     return render(question, shown, count_tokens=generator.count_tokens, history=history, style=template).messages
 
@@ -114,8 +114,7 @@ def prompt_tokens(messages: Sequence[Message], generator: Generator) -> int:
 
 def lead(messages: Sequence[Message]) -> str:
     """What stands between a prompt and its answer: a space behind a begun answer, nothing else."""
-    last = messages[-1]
-    return " " if last["role"] == "assistant" and not last["content"][-1:].isspace() else ""
+    return " " if is_begun(messages) else ""
 
 
 def template_of(answerer: Answerer, arm: str) -> Template:

@@ -46,6 +46,7 @@ class TrainConfig:
     forward only, without keeping activations.
     `tokens_per_step`: tokens of one optimizer step, prompts included.
     `tokens_per_forward`: most padded tokens of one forward; 0 picks by device.
+    `packing`: rows share a forward with block-diagonal attention (`tuning.packing`) instead of padding.
     `dtype`: of the frozen weights, "auto" by the probe; trained weights are always fp32.
     `added_tokens`: tokens that the vocabulary gets where it lacks them; completions may hold them, and what stands
     between `<paragraph>` and `</paragraph>` is then not trained on (see `rag.reflection`).
@@ -71,6 +72,7 @@ class TrainConfig:
     seed: int = 0
     save_steps: int = 10
     added_tokens: tuple[str, ...] = ()
+    packing: bool = False
     max_minutes: float | None = None
 
     def __post_init__(self) -> None:
@@ -219,6 +221,8 @@ def _identity(
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items() if k not in _FREE}
     if not config.added_tokens:  # runs from before there were any are the same runs
         del settings["added_tokens"]
+    if not config.packing:
+        del settings["packing"]
     return {
         "base_fingerprint": fingerprint,
         "tokenizer_hash": tokenizer_hash(tokenizer),
@@ -347,7 +351,7 @@ def _trainer(
         model, args, rows=rows, steps=steps, tokenizer=tokenizer, clip=config.max_grad_norm, schedule=config.factor,
         forward_tokens=config.tokens_per_forward or (512 if device.type == "cpu" else 8192),
         autocast=autocast(config, device), identity=identity, on_step=_reporter(progress),
-        max_seconds=None if config.max_minutes is None else 60 * config.max_minutes,
+        max_seconds=None if config.max_minutes is None else 60 * config.max_minutes, packing=config.packing,
     )  # fmt: skip
     torch.manual_seed(config.seed)
     return trainer

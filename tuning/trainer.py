@@ -28,6 +28,7 @@ from trl import SFTConfig, SFTTrainer
 from rag.errors import TrainingError
 from tuning import checkpoint
 from tuning.frozen import FrozenLayers
+from tuning.packing import pack_rows, packed_loss
 
 WARM_STEPS = 3  # steps after which the time of a step is believed
 
@@ -150,6 +151,7 @@ class AnswerTrainer(SFTTrainer):
         schedule: Callable[[int, int], float],
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         max_seconds: float | None = None,
+        packing: bool = False,
         on_step: Callable[[Run, int, int], None] | None = None,
         identity: Mapping[str, Any] | None = None,
     ) -> None:
@@ -162,6 +164,7 @@ class AnswerTrainer(SFTTrainer):
         self.schedule = schedule
         self.autocast = autocast
         self.max_seconds = max_seconds
+        self.packing = packing
         self.on_step = on_step
         self.identity = dict(identity or {})
         self.run = Run(horizon=len(steps))
@@ -188,9 +191,11 @@ class AnswerTrainer(SFTTrainer):
         rows = [self.rows[int(i)] for i in inputs]
         total = sum(r.answer for r in rows)
         loss = 0.0
-        for group in group_rows(rows, self.forward_tokens):
+        groups = pack_rows(rows, self.forward_tokens) if self.packing else group_rows(rows, self.forward_tokens)
+        loss_of = packed_loss if self.packing else answer_loss
+        for group in groups:
             with self.autocast():
-                part = answer_loss(model, group, self.frozen) / total
+                part = loss_of(model, group, self.frozen) / total
             if not torch.isfinite(part):
                 raise self._not_finite("loss", float(part), group)
             part.backward()

@@ -6,7 +6,7 @@ from types import ModuleType
 
 from rag.errors import ConfigError
 
-NAMES = ("rag", "closed-book", "self-rag")
+NAMES = ("rag", "closed-book", "self-rag", "ra-dit")
 
 
 def recipe(name: str) -> ModuleType:
