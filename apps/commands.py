@@ -136,6 +136,7 @@ def ask(
     adapter: Path | None,
     decision: Path | None,
     k: int | None,
+    temperature: float | None,
     reranker: str | None,
     encoder: str | None,
     generator: str | None,
@@ -148,7 +149,7 @@ def ask(
     question = check_question(question)
     session = open_session(
         index, arm=arm, adapter=adapter, decision=decision, k=k, reranker=reranker, encoder=encoder,
-        generator=generator, console=console,
+        generator=generator, console=console, temperature=temperature,
     )  # fmt: skip
     answer = None
     for event in session.answerer.stream(question, arm=session.arm):
@@ -203,6 +204,7 @@ def evaluate(
     adapter: Path | None,
     decision: Path | None,
     k: int | None,
+    temperature: float | None,
     reranker: str | None,
     skip_broken: bool,
     encoder: str | None,
@@ -217,7 +219,7 @@ def evaluate(
     asked = read_questions(questions, skip_broken=skip_broken, console=console)
     session = open_session(
         index, arm=arm, adapter=adapter, decision=decision, k=k, reranker=reranker, encoder=encoder,
-        generator=generator, console=console,
+        generator=generator, console=console, temperature=temperature,
     )  # fmt: skip
     texts = [question.question for question in asked]
     rankings = None

@@ -118,6 +118,7 @@ def tune(
     out: Path,
     recipe: str,
     start: Path | None,
+    instructions: Path | None,
     method: str,
     epochs: float | None,
     learning_rate: float | None,
@@ -146,7 +147,9 @@ def tune(
         raise UsageError("--start goes with --recipe preference; the other recipes begin from the generator itself.")
     asked = read_questions(questions, skip_broken=skip_broken, console=console)
     held_out = read_questions(test, skip_broken=skip_broken, console=console) if test else []
-    plan = Plan(generator or STARTER, recipe, method, epochs, learning_rate, minutes, seed, restart)
+    plan = Plan(
+        generator or STARTER, recipe, method, epochs, learning_rate, minutes, seed, restart, instructions=instructions
+    )
     answer = answer_config(k)
     retriever = make_retriever(open_index(index, encoder, console), k=answer.k)
     console.progress("loading the generator", 0, 0, plan.base)

@@ -76,6 +76,13 @@ OPTIONS: dict[str, Option] = {
     "reranker": Option("cross-encoder that re-orders what was found: a hub id or a folder", metavar="NAME"),
     "seed": Option("random seed", int, 0, metavar="N"),
     "words": Option("words in a chunk (default 150, or as the index has it)", count, metavar="N"),
+    "temperature": Option(
+        "of the softmax over cosine scores that weighs passages (arms rag-token, rag-sequence, replug and ra-dit; "
+        "default 0.1)",
+        float,
+        metavar="X",
+    ),
+    "instructions": Option("instructions with answers, JSON lines, mixed in by recipe ra-dit", Path, metavar="FILE"),
     "k": Option("passages to find (default: 5 in a search, else as decided, else 2)", count, metavar="N", short="-k"),
     "mode": Option("how to search", default="hybrid", choices=("hybrid", "dense", "lexical")),
     "arm": Option(
@@ -146,7 +153,7 @@ COMMANDS: dict[str, Command] = {
         "answer one question, with citations",
         "apps.commands:ask",
         {"index": _INDEX, "question": "the question"},
-        ("arm", "adapter", "decision", "k", "reranker", *_MODELS),
+        ("arm", "adapter", "decision", "k", "temperature", "reranker", *_MODELS),
     ),
     "questions": Command(
         "make questions with answers and evidence from the documents",
@@ -160,7 +167,7 @@ COMMANDS: dict[str, Command] = {
         "fine-tune the generator on what retrieval finds",
         "apps.jobs:tune",
         {"index": _INDEX},
-        ("questions", "out", "test", "recipe", "start", *_TRAINING, *_MODELS),
+        ("questions", "out", "test", "recipe", "start", "instructions", *_TRAINING, *_MODELS),
         ("questions", "out"),
         "Checkpoints are kept; type the same command to resume from the last one.",
     ),
@@ -168,7 +175,7 @@ COMMANDS: dict[str, Command] = {
         "measure one arm on questions with known answers",
         "apps.commands:evaluate",
         {"index": _INDEX},
-        ("questions", "arm", "adapter", "decision", "k", "reranker", "skip_broken", *_MODELS),
+        ("questions", "arm", "adapter", "decision", "k", "temperature", "reranker", "skip_broken", *_MODELS),
         ("questions",),
     ),
     "decide": Command(

@@ -214,6 +214,7 @@ def open_session(
     encoder: str | None,
     generator: str | None,
     console: Console,
+    temperature: float | None = None,
 ) -> Session:
     """Index, models and the arm that answers; everything cheap is checked before a model is loaded."""
     import dataclasses
@@ -247,6 +248,10 @@ def open_session(
         config = dataclasses.replace(config, k=k)
     retriever = make_retriever(opened, k=config.k, reranker=reranker)
     modes = agent_modes((arm, *(router.arms if router else ())))
+    if temperature is not None:
+        from rag.marginal import marginal_modes
+
+        modes = {**modes, **marginal_modes(temperature=temperature)}
     if router is not None:
         from agents.router_mode import AUTO, RoutedMode
 

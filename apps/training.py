@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.console import Console
+from rag.errors import UsageError
 from rag.types import Question
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Plan:
     seed: int
     restart: bool = False
     critic: str | None = None
+    instructions: Path | None = None
 
     def config(self) -> TrainConfig:
         """The settings of the recipe with what was given."""
@@ -82,6 +84,12 @@ def make_rows(
     if getattr(made, "NEEDS_MODEL", False):
         console.progress("labelling", 0, 0, "what the model knows without passages")
         more = {"generator": generator, "critic": plan.critic, "folder": frozen}
+    if plan.instructions is not None:
+        from tuning.mixture import read_instructions
+
+        if not hasattr(made, "MIXTURE"):
+            raise UsageError(f"--instructions goes with --recipe ra-dit; {plan.recipe} mixes in nothing.")
+        more["instructions"] = read_instructions(plan.instructions)
     rows: tuple[list[Row], RowsReport] = made.rows(
         questions, retrievals, config=config, count_tokens=generator.count_tokens, chunks=retriever.index.chunks, **more
     )
