@@ -33,7 +33,8 @@ def load_decision(path: Path) -> DecisionView:
         raise ConfigError(f"{file} has format {data['format']}; this version reads up to {FORMAT}: upgrade ragtune.")
     report = file.with_name("report.html")
     fits = report.is_file() and report.stat().st_size <= _MAX_REPORT
-    return DecisionView(data, file.parent.name, report.read_text(encoding="utf-8", errors="replace") if fits else "")
+    text = report.read_text(encoding="utf-8", errors="replace") if fits else ""
+    return DecisionView(data, file.parent.name, text, str(file.parent))
 
 
 def decided_adapters(view: DecisionView, folder: Path) -> dict[str, str]:

@@ -6,14 +6,16 @@ and a question that has its passages keeps them.
 
 from __future__ import annotations
 
+import queue
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from apps.uploads import PREFIX, UploadLimits, keep, megabytes, refusal, safe_name
-from apps.views import DocumentRow, OpenDocument, SearchColumn, Upload
+from apps.views import ChunkRow, DocumentRow, OpenDocument, SearchColumn, Upload
 from rag.errors import RagtuneError, UsageError
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 SHOWN_CHARACTERS = 60_000  # of an opened document, around the span; more makes a phone stutter
 MAX_QUERY = 4_000
+_SHOW_EVERY = 0.2  # seconds between two states of a file that is worked on
+_STAGE = {"read": "reading", "load": "reading", "embed": "embedding", "write": "saving"}
 _STAGES: tuple[tuple[Literal["dense", "lexical", "fused", "rerank"], Literal["dense", "lexical", "hybrid"]], ...] = (
     ("dense", "dense"),
     ("lexical", "lexical"),
@@ -110,6 +114,16 @@ class Library:
         begin = max(0, min(start - SHOWN_CHARACTERS // 2, len(text) - SHOWN_CHARACTERS))
         return OpenDocument(source, text[begin : begin + SHOWN_CHARACTERS], begin, start, max(start, end), len(text))
 
+    def chunks(self, source: str, most: int = 200) -> tuple[tuple[ChunkRow, ...], int]:
+        """The first `most` chunks of a document in order, and how many it has. UsageError when it is not indexed."""
+        if source not in self._present():
+            raise UsageError(f"“{source}” is not in the index any more: it was deleted or renamed.")
+        found = sorted((c for c in self.index.chunks if c.source == source), key=lambda c: c.start)
+        rows = tuple(
+            ChunkRow(i, c.start, c.end, c.page, c.headings, c.text) for i, c in enumerate(found[:most], start=1)
+        )
+        return rows, len(found)
+
     def search(self, query: str, k: int = 5) -> tuple[SearchColumn, ...]:
         """What each stage of retrieval finds for `query`, without a chat model. UsageError for an unusable query."""
         from rag.retrieve import Retriever
@@ -148,10 +162,9 @@ class Library:
         for i, path in enumerate(paths):
             if path is None:
                 continue
-            items[i] = replace(items[i], status="working", note="reading and embedding…")
-            yield tuple(items)
-            items[i] = self._index_one(path, items[i])
-            yield tuple(items)
+            for state in self._watched(path, items[i]):
+                items[i] = state
+                yield tuple(items)
         if any(item.status == "indexed" for item in items):
             present = self._present()
             for i, item in enumerate(items):  # a file is indexed only when it can be read back
@@ -182,38 +195,111 @@ class Library:
             paths.append(None if why else path)
         return items, paths
 
-    def _index_one(self, path: Path, item: Upload) -> Upload:
+    def _watched(self, path: Path, item: Upload) -> Iterator[Upload]:
+        """One file while it is worked on, a few times a second with its stage, and last its verdict."""
+        told: queue.SimpleQueue[Upload | None] = queue.SimpleQueue()
+        working = replace(item, status="working", stage="waiting for its turn")
+        yield working
+
+        def report(stage: str, done: int, total: int) -> None:
+            told.put(replace(working, stage=_STAGE.get(stage, stage), share=done / total if total else 0.0))
+
+        def work() -> None:
+            try:
+                told.put(self._index_one(path, item, report))
+            finally:
+                told.put(None)
+
+        threading.Thread(target=work, name="ragtune-upload", daemon=True).start()
+        last = replace(item, status="failed", note="It could not be indexed; the terminal says why.")
+        shown = 0.0
+        while (state := told.get()) is not None:
+            if state.finished:
+                last = state
+            elif time.monotonic() - shown > _SHOW_EVERY:
+                shown = time.monotonic()
+                yield state
+        yield last
+
+    def _index_one(self, path: Path, item: Upload, report: Callable[[str, int, int], None]) -> Upload:
         """The verdict on one file, after its commit. The kept copy appears only when the file was indexed."""
         name = item.source.removeprefix(PREFIX)
         try:
             with self._writing:
-                return self._commit(path, name, item)
+                return self._commit(path, name, item, report)
         except RagtuneError as error:
             return replace(item, status="failed", note=str(error))
         except OSError as error:
             return replace(item, status="failed", note=f"It could not be stored: {error.strerror or error}.")
 
-    def _commit(self, path: Path, name: str, item: Upload) -> Upload:
+    def _commit(self, path: Path, name: str, item: Upload, report: Callable[[str, int, int], None]) -> Upload:
         from rag.load import SourceFile
 
         incoming = keep(path, self.uploads / ".incoming", name)
         try:
-            report = self.index.add([SourceFile(incoming, item.source)])
-            if report.failed:
-                return replace(item, status="failed", note=_as_sentence(report.failed[0].reason))
+            found = self.index.add(
+                [SourceFile(incoming, item.source)],
+                progress=lambda stage, done, total, _detail: report(stage, done, total),
+            )
+            if found.failed:
+                return replace(item, status="failed", note=_as_sentence(found.failed[0].reason))
             incoming.replace(self.uploads / name)
         finally:
             incoming.unlink(missing_ok=True)
-        if not report.added and not report.updated:
-            return replace(item, status="unchanged", note="The same file was indexed before.")
+        return self._verdict(item, bool(found.added or found.updated), bool(found.updated))
+
+    def _verdict(self, item: Upload, changed: bool, replaced: bool) -> Upload:
+        """What became of a file that was read, from the index itself."""
         info = next((s for s in self.index.sources if s.source == item.source), None)
         if info is None or not info.chunks:
             return replace(item, status="failed", note="No text was found in it.")
-        pages = f"{info.pages} page{'' if info.pages == 1 else 's'}, " if info.pages else ""
-        changed = " It replaces the earlier file of this name." if report.updated else ""
-        return replace(
-            item, status="indexed", note=f"{pages}{info.chunks} chunk{'' if info.chunks == 1 else 's'}.{changed}"
-        )
+        item = replace(item, pages=info.pages, chunks=info.chunks)
+        if not changed:
+            return replace(item, status="unchanged", note="The same file was indexed before.")
+        note = "It replaces the earlier file of this name." if replaced else ""
+        return replace(item, status="indexed", note=note)
+
+    def reindex(self, source: str) -> Upload:
+        """Read a document's file again and take over what changed; the verdict. UsageError when it is not indexed."""
+        from rag.index import sync
+        from rag.load import SourceFile
+
+        if source not in self._present():
+            raise UsageError(f"“{source}” is not in the index any more: it was deleted or renamed.")
+        item = Upload(source, source)
+        file, root = self._file(source)
+        if file is None or self.index.encoder is None:
+            why = "Its file is not where it was." if file is None else "The encoder is still loading."
+            return replace(item, status="failed", note=why)
+        try:
+            with self._writing:
+                if root is None:
+                    found = self.index.add([SourceFile(file, source)])
+                else:
+                    found = sync(self.folder, [root], self.index.encoder)
+                    self.index.refresh()
+            reason = next((f.reason for f in found.failed if f.source == source), "")
+        except (RagtuneError, OSError) as error:
+            return replace(item, status="failed", note=str(error))
+        if reason:
+            return replace(item, status="failed", note=_as_sentence(reason))
+        changed = bool(found.added or found.updated)
+        return replace(self._verdict(item, changed, False), note="" if changed else "Its file has not changed.")
+
+    def _file(self, source: str) -> tuple[Path | None, Path | None]:
+        """Where a document's file lies, and the indexed folder it belongs to (None for uploads)."""
+        if _uploaded(source):
+            kept = self.uploads / safe_name(source.removeprefix(PREFIX))
+            return (kept if kept.is_file() else None), None
+        for root in self.index.manifest.roots:
+            path, prefix = Path(root["path"]), str(root["prefix"])
+            rest = source.removeprefix(prefix).lstrip("/") if source.startswith(prefix) else None
+            if rest is None:
+                continue
+            for file in (path / rest if rest else path, path):
+                if file.is_file():
+                    return file, path
+        return None, None
 
     def delete(self, sources: Sequence[str]) -> str:
         """Remove documents from the index, and the kept copies of uploaded ones; says what was done.

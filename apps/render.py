@@ -9,17 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from apps import acts
+from apps.acts import Votes
 from apps.cards import card, normalised
 from apps.markup import answer_html, escape, sentence
-from apps.views import USES_DOCUMENTS, ArmChoice, Exchange, ModelState, Reply
-from rag.types import Citation, Passage
+from apps.serving import shown_name
+from apps.strings import ENGLISH, Words
+from apps.views import USES_DOCUMENTS, Exchange, Reply
+from rag.types import ARMS, Citation, Passage
 
-ARM_WORDS = {
-    "base": "the model alone",
-    "rag": "the model with your documents",
-    "tuned": "the tuned model alone",
-    "tuned+rag": "the tuned model with your documents",
-}
+_NO_VOTES: Votes = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,46 +32,51 @@ class _Sources:
     citations: tuple[Citation, ...]
 
 
-def conversation(past: Sequence[Exchange]) -> str:
+def conversation(past: Sequence[Exchange], t: Words = ENGLISH, *, votes: Votes = _NO_VOTES) -> str:
     """The exchanges before the current one: answers, and beside them their sources, folded."""
-    return "".join(f'<section class="rt-turn">{answers(view)}{sources(view, folded=True)}</section>' for view in past)
+    return "".join(
+        f'<section class="rt-turn">{answers(view, t, votes=votes, last=False)}{sources(view, t, folded=True)}</section>'
+        for view in past
+    )
 
 
-def answers(view: Exchange) -> str:
+def answers(view: Exchange, t: Words = ENGLISH, *, votes: Votes = _NO_VOTES, last: bool = True) -> str:
     """The question and what each arm says to it."""
     groups = _groups(view)
+    side = len(view.replies) > 1
     columns = "".join(
-        _reply(view, reply, _group_of(groups, reply), side=len(view.replies) > 1) for reply in view.replies
+        _reply(view, reply, _group_of(groups, reply), t, side=side)
+        + acts.actions(view, reply, t, last=last, vote=votes.get((view.id, reply.arm)))
+        + "</article>"
+        for reply in view.replies
     )
-    many = " rt-two" if len(view.replies) > 1 else ""
+    many = " rt-two" if side else ""
     return (
         f'<div class="rt-exchange" data-turn="{escape(view.id)}">'
-        f'<h3 class="rt-question">{escape(view.question)}</h3><div class="rt-replies{many}">{columns}</div></div>'
+        f'<h3 class="rt-question" dir="auto">{escape(view.question)}</h3><div class="rt-replies{many}">{columns}'
+        "</div></div>"
     )
 
 
-def sources(view: Exchange, *, folded: bool = False) -> str:
+def sources(view: Exchange, t: Words = ENGLISH, *, folded: bool = False) -> str:
     """The passages that were found, as cards: the cited ones marked, and the first of them open unless `folded`."""
     groups = _groups(view)
     if not groups:
         return '<aside class="rt-sources"></aside>'
-    blocks = "".join(_source_group(group, alone=len(groups) == 1, is_open=not folded) for group in groups)
+    blocks = "".join(_source_group(group, t, alone=len(groups) == 1, is_open=not folded) for group in groups)
     if folded:
         n = sum(len(group.passages) for group in groups)
         cited = len({c.chunk_id for group in groups for c in group.citations})
-        blocks = f'<details class="rt-fold"><summary>{_count(n, "source")}, {cited} cited</summary>{blocks}</details>'
-    return f'<aside class="rt-sources" aria-label="Sources">{blocks}</aside>'
-
-
-def _count(n: int, thing: str) -> str:
-    return f"{n:,} {thing}{'' if n == 1 else 's'}"
+        head = f"{t('sources-n', n=n)}, {t('cited-n', n=cited)}"
+        blocks = f'<details class="rt-fold"><summary>{escape(head)}</summary>{blocks}</details>'
+    return f'<aside class="rt-sources" aria-label="{t.html("sources")}">{blocks}</aside>'
 
 
 def _groups(view: Exchange) -> list[_Sources]:
     """Replies that saw the same chunks share their cards."""
     found: list[_Sources] = []
     for reply in view.replies:
-        if reply.arm not in USES_DOCUMENTS or not (reply.passages or reply.status in ("reading", "writing", "done")):
+        if not uses_documents(reply.arm) or not (reply.passages or reply.status in ("reading", "writing", "done")):
             continue
         cited = reply.answer.citations if reply.answer else ()
         ids = [p.chunk.id for p in reply.passages]
@@ -88,6 +92,11 @@ def _groups(view: Exchange) -> list[_Sources]:
     return found
 
 
+def uses_documents(arm: str) -> bool:
+    """Whether an arm reads passages: two of the four, and every arm with a way of its own."""
+    return arm in USES_DOCUMENTS or arm not in ARMS
+
+
 def _group_of(groups: Sequence[_Sources], reply: Reply) -> _Sources | None:
     return next((group for group in groups if reply.arm in group.arms), None)
 
@@ -95,20 +104,21 @@ def _group_of(groups: Sequence[_Sources], reply: Reply) -> _Sources | None:
 # ---------------------------------------------------------------- the answer
 
 
-def _reply(view: Exchange, reply: Reply, group: _Sources | None, *, side: bool) -> str:
-    name = f'<p class="rt-arm"><b>{escape(reply.arm)}</b> {escape(ARM_WORDS.get(reply.arm, ""))}</p>' if side else ""
+def _reply(view: Exchange, reply: Reply, group: _Sources | None, t: Words, *, side: bool) -> str:
+    """All of a reply but its end tag: what a person can do with it follows inside."""
+    name = f'<p class="rt-arm"><b>{escape(reply.arm)}</b> {escape(t.arm(reply.arm))}</p>' if side else ""
     answer = reply.answer
-    parts = [name]
+    parts = [name, acts.steps(reply.steps, t, is_open=reply.running)]
     if reply.text and not (answer and answer.abstained):
-        parts.append(f'<div class="rt-answer" dir="auto">{answer_html(reply.text, _linker(reply, group))}</div>')
-    parts.append(_status(view, reply))
+        parts.append(f'<div class="rt-answer" dir="auto">{answer_html(reply.text, _linker(reply, group, t))}</div>')
+    parts.append(_status(view, reply, t))
     if answer is not None:
-        parts.append(_footer(reply))
+        parts += [acts.chips(answer.details, t), acts.route(answer.details, t), _footer(reply, t)]
     state = f'data-arm="{escape(reply.arm)}" data-status="{reply.status}" aria-busy="{str(reply.running).lower()}"'
-    return f'<article class="rt-reply" {state}>{"".join(parts)}</article>'
+    return f'<article class="rt-reply" {state}>{"".join(parts)}'
 
 
-def _linker(reply: Reply, group: _Sources | None) -> Callable[[int], str | None]:
+def _linker(reply: Reply, group: _Sources | None, t: Words) -> Callable[[int], str | None]:
     """Citation number → link to its card, None where this reply has no such passage.
 
     A number that stands several times in an answer may rest on several sentences: the n-th occurrence opens the n-th.
@@ -125,143 +135,95 @@ def _linker(reply: Reply, group: _Sources | None) -> Callable[[int], str | None]
         span = (
             f' data-start="{cited.start}" data-end="{cited.end}" data-at="{cited.start - chunk.start}"' if cited else ""
         )
-        where = escape(chunk.source if chunk.page is None else f"{chunk.source}, page {chunk.page}")
+        where = escape(chunk.source if chunk.page is None else f"{chunk.source}, {t('page', n=chunk.page)}")
         target = f"{group.key}-{number}"
         return (
             f'<a class="rt-cite" href="#{target}" data-target="{target}"{span} title="{where}" '
-            f'aria-label="Source {number}: {where}">{number}</a>'
+            f'aria-label="{escape(t("source", n=number))}: {where}">{number}</a>'
         )
 
     return link
 
 
-def _status(view: Exchange, reply: Reply) -> str:
+def _status(view: Exchange, reply: Reply, t: Words) -> str:
     """One line that says what is going on, or how it ended when that was not with an answer."""
     answer = reply.answer
     if reply.status == "failed":
-        return f'<p class="rt-note rt-bad" role="alert">{sentence(reply.note)}</p>'
+        return f'<p class="rt-note rt-bad" role="alert">{sentence(t.of(reply.note))}</p>'
     if reply.status == "stopped":
-        kept = "What was written so far is kept above." if reply.text else "Nothing had been written yet."
-        return f'<p class="rt-note">Stopped. {kept}</p>'
+        kept = t("kept" if reply.text else "nothing-written")
+        return f'<p class="rt-note">{escape(t.of(reply.note) if reply.note else t("stopped"))} {escape(kept)}</p>'
     if answer is not None and answer.abstained:
+        why = t("abstained-read" if reply.passages else "abstained-nothing")
         return (
-            '<p class="rt-note rt-unknown"><b>Not in the documents.</b> '
-            f"{'The passages found do not answer this.' if reply.passages else 'Nothing was found that answers this.'} "
-            "Ask in other words, or add a document that says it.</p>"
+            f'<p class="rt-note rt-unknown"><b>{t.html("abstained")}</b> {escape(why)} {t.html("abstained-next")}</p>'
         )
     if reply.status == "done":
-        return (
-            "" if reply.text.strip() else '<p class="rt-note">The model ended without a word. Ask in other words.</p>'
-        )
-    return f'<p class="rt-status" role="status">{escape(_doing(view, reply))}</p>'
+        return "" if reply.text.strip() else f'<p class="rt-note">{t.html("no-word")}</p>'
+    return f'<p class="rt-status" role="status">{escape(_doing(view, reply, t))}</p>'
 
 
-def _doing(view: Exchange, reply: Reply) -> str:
+def _doing(view: Exchange, reply: Reply, t: Words) -> str:
     seconds = f" {int(reply.seconds)} s" if reply.seconds >= 2 else ""
-    if reply.status == "loading":
-        return (reply.note or "Loading the model…") + seconds
-    if reply.status == "waiting":
-        return (reply.note or "Waiting…") + seconds
+    if reply.status in ("loading", "waiting"):
+        return (t.of(reply.note) or t(f"doing-{reply.status}")) + seconds
     if reply.status == "searching":
-        what = f" for “{reply.query}”" if reply.query and reply.query.strip() != view.question.strip() else ""
-        where = f" {_count(reply.chunks, 'chunk')}" if reply.chunks else ""
-        return f"Searching{where}{what}…{seconds}"
+        what = t("doing-for", query=reply.query) if reply.query.strip() not in ("", view.question.strip()) else ""
+        where = f" {t('chunks-n', n=reply.chunks)}" if reply.chunks else ""
+        return t("doing-searching", where=where, what=what) + seconds
+    if reply.note:
+        return reply.note + seconds
     if reply.status == "reading":
         n = len(reply.passages)
-        return f"Reading {n} passage{'' if n == 1 else 's'}…{seconds}" if n else f"Thinking…{seconds}"
-    return "Writing…" + seconds
+        return (t("doing-reading", n=n) if n else t("doing-thinking")) + seconds
+    return t("doing-writing") + seconds
 
 
-def _footer(reply: Reply) -> str:
+def _footer(reply: Reply, t: Words) -> str:
     """Who answered, with what, and what it cost."""
     answer = reply.answer
     if answer is None:
         return ""
     facts = [f'<span class="rt-fact-arm">{escape(reply.arm)}</span>']
     if answer.model:
-        facts.append(f"<span>{escape(answer.model)}</span>")
+        facts.append(f"<span>{escape(shown_name(answer.model))}</span>")
     if answer.adapter:
-        facts.append(f'<span title="{escape(answer.adapter)}">adapter {escape(_last(answer.adapter))}</span>')
-    facts.append(f"<span>{answer.seconds:.1f} s</span>")
-    facts.append(f"<span>{answer.tokens_in:,} tokens read, {answer.tokens_out:,} written</span>")
+        named = t("adapter-named", name=last_part(answer.adapter))
+        facts.append(f'<span title="{escape(answer.adapter)}">{escape(named)}</span>')
+    facts.append(f"<span>{escape(t('seconds', s=f'{answer.seconds:.1f}'))}</span>")
+    facts.append(f"<span>{escape(t('tokens', read=answer.tokens_in, written=answer.tokens_out))}</span>")
     lines = [f'<p class="rt-facts">{"".join(facts)}</p>']
-    if reply.arm not in USES_DOCUMENTS:
-        lines.append('<p class="rt-aside">From the model’s memory: no document was read, so nothing is cited.</p>')
+    if not uses_documents(reply.arm):
+        lines.append(_aside(t("from-memory")))
     elif not answer.citations and not answer.abstained and reply.text.strip():
-        lines.append('<p class="rt-aside">The answer names no source: check it against the passages.</p>')
-    n = len(answer.unknown_markers)
-    if n:
-        were = "was" if n == 1 else "were"
-        lines.append(f'<p class="rt-aside">{_count(n, "citation")} named no passage and {were} removed.</p>')
+        lines.append(_aside(t("no-source-named")))
+    if answer.unknown_markers:
+        lines.append(_aside(t("unknown-markers", n=len(answer.unknown_markers))))
     return "".join(lines)
 
 
-def _last(path: str) -> str:
+def _aside(text: str) -> str:
+    return f'<p class="rt-aside">{escape(text)}</p>'
+
+
+def last_part(path: str) -> str:
+    """The name of a folder in a path of any system."""
     return path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
 
 
 # --------------------------------------------------------------- the sources
 
 
-def _source_group(group: _Sources, *, alone: bool, is_open: bool) -> str:
-    title = "Sources" if alone else f"Sources of {' and '.join(group.arms)}"
+def _source_group(group: _Sources, t: Words, *, alone: bool, is_open: bool) -> str:
+    title = t("sources") if alone else t("sources-of", arms=t("and").join(group.arms))
     if not group.passages:
-        return f'<h4>{escape(title)}</h4><p class="rt-aside">Nothing in the documents resembles this question.</p>'
+        return f"<h4>{escape(title)}</h4>{_aside(t('nothing-found'))}"
     cited = {c.chunk_id for c in group.citations}
     first = next((p.chunk.id for p in group.passages if p.chunk.id in cited), None) if is_open else None
     bars = normalised([p.score for p in group.passages])
     cards = "".join(
-        card(f"{group.key}-{passage.rank}", passage, bars[i], group.citations, is_open=passage.chunk.id == first)
+        card(f"{group.key}-{passage.rank}", passage, bars[i], group.citations, t, is_open=passage.chunk.id == first)
         for i, passage in enumerate(group.passages)
     )
-    left = ""
-    if group.cut:
-        s = "" if group.cut == 1 else "s"
-        left = (
-            f'<p class="rt-aside rt-cut">{group.cut} more passage{s} did not fit into the model’s context '
-            f"and {'was' if group.cut == 1 else 'were'} not read.</p>"
-        )
+    left = f'<p class="rt-aside rt-cut">{escape(t("cut", n=group.cut))}</p>' if group.cut else ""
     return f"<h4>{escape(title)}</h4>{cards}{left}"
-
-
-# ------------------------------------------------------- around the conversation
-
-
-def header(name: str, documents: int, chunks: int, state: ModelState) -> str:
-    """The top line: what is asked (the index) and what answers (the model), with its loading state."""
-    model, message = escape(state.generator), sentence(state.message)
-    models = f'<span class="rt-strong" title="encoder: {escape(state.encoder)}">{model}</span>' if model else ""
-    held = f"<bdi>{escape(name)}</bdi> · {_count(documents, 'document')} · {_count(chunks, 'chunk')}"
-    return (
-        f'<header class="rt-head"><div class="rt-brand"><b>ragtune</b><span>{held}</span></div>'
-        f'<div class="rt-model rt-{state.phase}" role="status"><i></i>{models}<span>{message}</span></div>'
-        "</header>"
-    )
-
-
-def welcome(documents: int, chunks: int) -> str:
-    """What the chat shows before the first question: the next step."""
-    if not documents:
-        return (
-            '<div class="rt-welcome"><h2>No documents yet</h2><p>Add some under <b>Documents</b>, or type '
-            "<code>ragtune index FOLDER --out INDEX</code>. Without documents only the model’s own memory answers.</p>"
-            "</div>"
-        )
-    return (
-        '<div class="rt-welcome"><h2>Ask your documents</h2><p>Answers are looked for in '
-        f"{_count(documents, 'document')} ({_count(chunks, 'chunk')}). A number in an answer opens the sentence it "
-        "rests on.</p></div>"
-    )
-
-
-def arm_note(chosen: ArmChoice, missing: Sequence[ArmChoice]) -> str:
-    """The line under the arm picker: why this arm; opened, what it takes to have the others."""
-    if not missing:
-        return f'<p class="rt-aside">{sentence(chosen.reason)}</p>'
-    lacks = "".join(f"<li><b>{escape(c.arm)}</b> {sentence(c.reason)}</li>" for c in missing)
-    return f'<details class="rt-armnote"><summary>{sentence(chosen.reason)}</summary><ul>{lacks}</ul></details>'
-
-
-def notice(text: str) -> str:
-    """A sentence above the question box; "" clears it."""
-    return f'<p class="rt-note rt-bad" role="alert">{sentence(text)}</p>' if text else ""

@@ -21,17 +21,23 @@ from apps.asking import Change, Report, follow, history
 from apps.decision import load_decision
 from apps.library import Library
 from apps.metrics import Full, Gate
+from apps.render import uses_documents
+from apps.strings import ENGLISH, Words
 from apps.uploads import UploadLimits
-from apps.views import USES_DOCUMENTS, ArmChoice, DecisionView, Exchange, ModelState, Reply, ReplyStatus, Upload
-from rag.errors import ConfigError, RagtuneError, UsageError
-from rag.types import ARMS, Turn
+from apps.views import ArmChoice, DecisionView, Exchange, ModelState, Reply, ReplyStatus, Upload
+from rag.errors import AdapterMismatch, ConfigError, RagtuneError, UsageError
+from rag.modes import BUILTIN, Mode
+from rag.types import ALL_ARMS, ARMS, MODE_ARMS, Turn
 
 if TYPE_CHECKING:
+    from agents.router import Router
     from rag import protocols
     from rag.answer import AnswerConfig, Answerer
     from rag.retrieve import RetrievalConfig
 
-_ADAPTER = "needs an adapter: `ragtune tune` or `ragtune decide` makes one."
+AUTO = "auto"
+OWN_ADAPTER = ("self-rag", "ra-dit", "agent")
+"""Arms with a mode that answer with an adapter of their own; the others take the weights of tuned+rag, or none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,8 @@ class Service:
         encoder: str,
         decision: DecisionView | None = None,
         adapters: Mapping[str, str] = {},
+        picked: Mapping[str, str] = {},
+        router: Router | None = None,
         answer: AnswerConfig | None = None,
         config: ServiceConfig = ServiceConfig(),
         examples: Sequence[str] = (),
@@ -82,6 +90,8 @@ class Service:
         self.library = library
         self.decision = decision
         self.adapters = dict(adapters)
+        self.picked = dict(picked)
+        self.router = router
         self.config = config
         self._names = (generator, encoder)
         self._answer_config = answer
@@ -115,9 +125,9 @@ class Service:
         by default the one the index was made with; `adapters` maps arms to folders.
         Raises IndexMissing, IndexCorrupt, UsageError or ConfigError.
         """
-        wrong = sorted(set(adapters) - set(ARMS))
+        wrong = sorted(set(adapters) - set(ALL_ARMS))
         if wrong:
-            raise ConfigError(f"adapters names the arm “{wrong[0]}”; arms are {', '.join(ARMS)}.")
+            raise ConfigError(f"adapters names the arm “{wrong[0]}”; arms are {', '.join(ALL_ARMS)}.")
         library = Library(Path(folder), retrieval=retrieval, limits=limits)
         served = serving.find_serving(Path(folder), decision=decision)
         settings.setdefault("answer", served.answer)
@@ -127,6 +137,8 @@ class Service:
             encoder=encoder or library.encoder_name,
             decision=load_decision(served.decision) if served.decision else None,
             adapters={**served.adapters, **{arm: str(path) for arm, path in adapters.items()}},
+            picked=served.picked,
+            router=None if adapters else _router(served, generator, library.retrieval.reranker),
             **settings,
         )
 
@@ -158,7 +170,9 @@ class Service:
             self._state = replace(self._state, message="Loading the chat model…")
             model = self._batched(self._loaders.generator(generator))
             config = self._answer_config or AnswerConfig()
-            self._answerer = Answerer(model, self.library.retriever, config, adapters=self.adapters)
+            self._answerer = Answerer(
+                model, self.library.retriever, config, adapters=self.adapters, modes=self._own_modes()
+            )
             self._state = ModelState("ready", "Ready", model.name, encoder)
         except RagtuneError as error:
             self._state = replace(self._state, phase="failed", message=str(error))
@@ -184,36 +198,98 @@ class Service:
 
     # ------------------------------------------------------------------- the arms
 
-    def arms(self) -> list[ArmChoice]:
-        """The four arms; `reason` says what an unavailable one lacks."""
+    def arms(self, t: Words = ENGLISH) -> list[ArmChoice]:
+        """The four arms, and those with a way of their own that can run; `reason` says what one lacks."""
         documents = self.library.counts()[0]
         out = []
-        for arm in ARMS:
+        for arm in (*ARMS, *self._modes()):
             lacks = []
-            if arm in USES_DOCUMENTS and not documents:
-                lacks.append("needs documents: add some under Documents.")
+            if uses_documents(arm) and not documents:
+                lacks.append(t("needs-documents"))
             if arm.startswith("tuned") and arm not in self.adapters:
-                lacks.append(_ADAPTER)
-            out.append(ArmChoice(arm, arm, not lacks, " And ".join(lacks)))
+                lacks.append(t("needs-adapter"))
+            out.append(ArmChoice(arm, arm, not lacks, t("and-also").join(lacks)))
         return out
 
-    def auto(self) -> ArmChoice:
-        """The arm that answers when none is chosen: the decided one if it can, otherwise `rag`, or `base`."""
+    def _modes(self) -> list[str]:
+        known = set(BUILTIN) | set(self._answerer.modes if self._answerer is not None else ())
+        return [a for a in MODE_ARMS if a in known and (a not in OWN_ADAPTER or a in self.adapters)]
+
+    def _own_modes(self) -> dict[str, Mode]:
+        """The modes that live outside `rag`: the agent where it has an adapter, and the router."""
+        modes = serving.agent_modes(tuple(self.adapters))
+        if self.router is not None:
+            from agents.router_mode import RoutedMode
+
+            modes = {**serving.agent_modes(self.router.arms), **modes, AUTO: RoutedMode(self.router)}
+        return modes
+
+    def auto(self, t: Words = ENGLISH) -> ArmChoice:
+        """The arm that answers when none is chosen: the router where it was measured to be better ("auto" itself), else
+        the decided one if it can, otherwise `rag`, or `base`."""
         available = {choice.arm for choice in self.arms() if choice.available}
+        if self.router is not None and "rag" in available:
+            return ArmChoice(AUTO, t("auto-routed"), True, str(self.router.report.get("reason", "")))
         chosen = str((self.decision.data.get("chosen") if self.decision else None) or "")
+        picked = next((arm for arm in self.picked if arm in available), "")
         if chosen in available:
             reason = str(self.decision.data.get("reason") or "") if self.decision else ""
-            return ArmChoice(chosen, f"auto ({chosen})", True, f"Chosen by measurement. {reason}".strip())
-        arm = "rag" if "rag" in available else "base"
-        if chosen:
-            why = f"The decision chose {chosen}, which cannot run here: its adapter is missing. {arm} answers instead."
-        elif self.decision:
-            why = f"The decision found no arm to prefer. {arm} answers."
-        else:
-            why = (
-                f"Nothing has been measured yet, so {arm} answers. `ragtune decide` finds out what your questions need."
-            )
-        return ArmChoice(arm, f"auto ({arm})", True, why)
+            return ArmChoice(chosen, f"auto ({chosen})", True, t("why-measured", reason=reason).strip())
+        arm = picked or ("rag" if "rag" in available else "base")
+        key = (
+            "why-missing"
+            if chosen
+            else "why-undecided"
+            if self.decision
+            else "why-picked"
+            if picked
+            else "why-unmeasured"
+        )
+        return ArmChoice(arm, f"auto ({arm})", True, t(key, chosen=chosen, arm=arm))
+
+    def use_adapter(self, arm: str, folder: Path | None) -> None:
+        """Let `arm` answer with the adapter in `folder` from the next question on, also after a restart; None: with the
+        decision's own again. Raises UsageError for an unknown arm, AdapterMismatch for a folder that does not fit."""
+        if arm not in ALL_ARMS:
+            raise UsageError(f'There is no arm "{arm}"; arms are {", ".join(ALL_ARMS)}.')
+        if folder is not None:
+            from tuning.record import read_record
+
+            made = read_record(folder).get("base_fingerprint")
+            mine = getattr(self.generator, "fingerprint", None)
+            if made and mine and made != mine:
+                raise AdapterMismatch(f"The adapter {folder.name} was trained on another model than the one in use.")
+        serving.serve_adapter(self.library.folder, arm, folder)
+        self.reload()
+
+    def reload(self) -> None:
+        """Take over the decision and the adapters that are recorded for this index now; the models stay as they are."""
+        served = serving.find_serving(self.library.folder)
+        self.decision = load_decision(served.decision) if served.decision else None
+        self.adapters, self.picked = dict(served.adapters), dict(served.picked)
+        self.router = _router(served, self._names[0], self.library.retrieval.reranker)
+        if self._answerer is not None:
+            from rag.answer import AnswerConfig, Answerer
+
+            old = self._answerer
+            config = served.answer or self._answer_config or AnswerConfig()
+            modes = {**{arm: mode for arm, mode in old.modes.items() if arm != AUTO}, **self._own_modes()}
+            self._answerer = Answerer(old.generator, old.retriever, config, adapters=self.adapters, modes=modes)
+
+    @property
+    def generator(self) -> protocols.Generator | None:
+        """The loaded chat model, None before that."""
+        return self._answerer.generator if self._answerer is not None else None
+
+    @property
+    def generator_name(self) -> str:
+        """The name under which the chat model is loaded, as a command line takes it."""
+        return self._names[0]
+
+    @property
+    def model_lock(self) -> threading.Lock:
+        """Held while the model works; whoever else uses its weights takes it first."""
+        return self._model
 
     def examples(self, n: int = 3) -> list[str]:
         """Questions to begin with."""
@@ -245,10 +321,12 @@ class Service:
 
         question = check_question(question)
         names = list(dict.fromkeys(self.auto().arm if arm == "auto" else arm for arm in arms))
-        if not names or not set(names) <= set(ARMS):
-            unknown = next((name for name in names if name not in ARMS), "")
-            raise UsageError(f'There is no arm "{unknown}"; arms are auto, {", ".join(ARMS)}.')
-        for choice in self.arms():
+        choices = [*self.arms(), *([self.auto()] if AUTO in names else [])]
+        known = [choice.arm for choice in choices]
+        if not names or not set(names) <= set(known):
+            unknown = next((name for name in names if name not in known), "")
+            raise UsageError(f'There is no arm "{unknown}"; arms are auto, {", ".join(known)}.')
+        for choice in choices:
             if choice.arm in names and not choice.available:
                 raise UsageError(f"The arm {choice.arm} {choice.reason}")
         self.stop(session)
@@ -262,6 +340,11 @@ class Service:
         stop = self._stops.pop(session, None)
         if stop is not None:
             stop.set()
+
+    def rename_session(self, old: str, new: str) -> None:
+        """What `stop(old)` would have ended is ended by `stop(new)` from now on."""
+        if old in self._stops:
+            self._stops[new] = self._stops.pop(old)
 
     def _work(self, view: Exchange, turns: Sequence[Sequence[Turn]], stop: threading.Event, report: Report) -> None:
         """Answer with one arm after the other, in the thread of `follow`. A failing arm does not stop the next."""
@@ -296,6 +379,16 @@ class Service:
                 _answer(answerer, view.question, reply.arm, turns[i], stop, partial(report, i))
 
 
+def _router(served: serving.Serving, generator: str | None, reranker: str | None) -> Router | None:
+    """The router of what is served, where it was measured to be better; one that does not fit is left out, aloud."""
+    if generator is not None and generator == served.generator:
+        generator = None
+    router, why = serving.find_router(served, generator=generator, reranker=reranker)
+    if router is None and why:
+        print(f"ragtune: {why}", file=sys.stderr)
+    return router
+
+
 def _wait_for(ready: Callable[[float], bool], stop: threading.Event, meanwhile: Callable[[], None]) -> bool:
     """Wait until `ready(seconds)` or until stopped; whether it became ready."""
     while not stop.is_set():
@@ -314,7 +407,7 @@ def _answer(
     report: Callable[[Change], None],
 ) -> None:
     """Report the events of one arm; a failure becomes a sentence in its reply."""
-    report(lambda reply: replace(reply, status="searching" if arm in USES_DOCUMENTS else "reading", note=""))
+    report(lambda reply: replace(reply, status="searching" if uses_documents(arm) else "reading", note=""))
     try:
         with closing(answerer.stream(question, arm=arm, history=turns)) as events:  # type: ignore[type-var]
             for event in events:

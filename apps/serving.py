@@ -3,7 +3,9 @@
 The decision is recorded in a small file beside the index folder, so that the index itself stays as it is:
 
 manuals/                  the index
-manuals.serving.json      {"format": 1, "decision": "runs/first"}   path of the run folder, relative to this file
+manuals.serving.json      {"format": 1, "decision": "runs/first", "adapters": {"tuned+rag": "adapters/new"}}
+
+Paths are relative to that file. `adapters` are those that a person put in the place of the decision's own.
 
 Models are loaded through the three functions `load_…` of this module, which tests replace by fakes.
 """
@@ -34,13 +36,17 @@ STARTER = "starter"
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """What answers when nothing else is asked for. Without a decision: `rag` with the defaults."""
+    """What answers when nothing else is asked for. Without a decision: `rag` with the defaults.
+
+    `picked` are the adapters in `adapters` that a person chose, by arm.
+    """
 
     arm: str = "rag"
     adapters: Mapping[str, str] = field(default_factory=dict)
     generator: str | None = None
     answer: AnswerConfig | None = None
     decision: Path | None = None
+    picked: Mapping[str, str] = field(default_factory=dict)
 
 
 def pointer(index: Path) -> Path:
@@ -50,30 +56,62 @@ def pointer(index: Path) -> Path:
 
 
 def serve_decision(index: Path, run: Path) -> Path:
-    """From now on this index is served by the decision in `run`. Returns the file that says so."""
+    """From now on this index is served by the decision in `run`, with its adapters. Returns the file that says so."""
     file = pointer(index)
+    return _point(file, {"decision": os.path.relpath(run.resolve(), file.parent)})
+
+
+def serve_adapter(index: Path, arm: str, folder: Path | None) -> Path:
+    """From now on `arm` answers with the adapter in `folder`; None gives the place back to the decision's own."""
+    file = pointer(index)
+    row = _pointed(file)
+    picked = dict(row.get("adapters") or {})
+    picked.pop(arm, None)
+    if folder is not None:
+        picked[arm] = os.path.relpath(folder.resolve(), file.parent)
+    return _point(file, {**row, "adapters": picked})
+
+
+def picked_adapters(index: Path) -> dict[str, str]:
+    """The adapters that a person chose for arms of this index, without those that vanished."""
+    file = pointer(index)
+    named = dict(_pointed(file).get("adapters") or {})
+    found = {str(arm): (file.parent / str(folder)).resolve() for arm, folder in named.items()}
+    return {arm: str(folder) for arm, folder in found.items() if folder.is_dir()}
+
+
+def _point(file: Path, row: Mapping[str, Any]) -> Path:
     aside = file.with_name(f".{file.name}.{os.getpid()}")
-    row = {"format": FORMAT, "decision": os.path.relpath(run.resolve(), file.parent)}
     with open(aside, "w", encoding="utf-8") as out:
-        json.dump(row, out, ensure_ascii=False)
+        json.dump({**row, "format": FORMAT}, out, ensure_ascii=False)
         out.flush()
         os.fsync(out.fileno())
     os.replace(aside, file)
     return file
 
 
-def find_run(index: Path) -> Path | None:
-    """The run folder that serves this index, None where nothing was decided. ConfigError when the file is broken."""
-    file = pointer(index)
+def _pointed(file: Path) -> dict[str, Any]:
+    """What the file says; {} where there is none. ConfigError when it is broken."""
     if not file.is_file():
-        return None
+        return {}
     try:
         row = json.loads(file.read_text(encoding="utf-8"))
         if row["format"] != FORMAT:
             raise ValueError(f"format {row['format']}")
-        run = (file.parent / row["decision"]).resolve()
+        if not isinstance(row.get("adapters") or {}, dict):
+            raise ValueError("adapters is no object")
+        return dict(row)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{file} cannot be read ({error}); delete it, or run `ragtune decide` again.") from None
+
+
+def find_run(index: Path) -> Path | None:
+    """The run folder that serves this index, None where nothing was decided. ConfigError when the file is broken."""
+    file = pointer(index)
+    named = _pointed(file).get("decision")
+    if named is None:
+        return None
+    run = (file.parent / str(named)).resolve()
     if not (run / "decision.json").is_file():
         raise ConfigError(f"{file} names the decision {run}, which is gone; delete the file, or give --decision RUN.")
     return run
@@ -87,11 +125,12 @@ def find_serving(index: Path, *, decision: Path | None = None) -> Serving:
     from apps.decision import decided_adapters, load_decision
 
     run = decision or find_run(index)
+    picked = picked_adapters(index)
     if run is None:
-        return Serving()
+        return Serving(next(iter(picked), "rag"), picked, picked=picked)
     view = load_decision(run)
     folder = run if run.is_dir() else run.parent
-    adapters = decided_adapters(view, folder)
+    adapters = {**decided_adapters(view, folder), **picked}
     chosen = str(view.data.get("chosen") or "rag")
     if chosen.startswith("tuned") and chosen not in adapters:
         raise ConfigError(
@@ -99,7 +138,8 @@ def find_serving(index: Path, *, decision: Path | None = None) -> Serving:
             "Run `ragtune decide` again, or choose another arm with --arm rag."
         )
     generator = view.data.get("generator")
-    return Serving(chosen, adapters, generator if isinstance(generator, str) else None, _answer(view.data), folder)
+    name = generator if isinstance(generator, str) else None
+    return Serving(chosen, adapters, name, _answer(view.data), folder, picked)
 
 
 def find_router(serving: Serving, *, generator: str | None, reranker: str | None) -> tuple[Router | None, str]:
@@ -123,6 +163,8 @@ def find_router(serving: Serving, *, generator: str | None, reranker: str | None
         return None, f"The router was learnt with the generator {made.get('generator')}, not {generator}, {instead}"
     if (reranker or None) != (made.get("retrieval_config") or {}).get("reranker"):
         return None, f"The router was learnt with another reranker, {instead}"
+    if serving.picked:
+        return None, f"Other adapters were chosen than the router was learnt with, {instead}"
     missing = [arm for arm in router.arms if arm.startswith("tuned") and arm not in serving.adapters]
     if missing:
         return None, f"The adapter of {missing[0]}, which the router may choose, is gone, {instead}"
@@ -140,6 +182,15 @@ def _answer(data: Mapping[str, Any]) -> AnswerConfig | None:
         return None
     known = {f.name for f in fields(AnswerConfig)}
     return AnswerConfig(**{key: value for key, value in saved.items() if key in known})
+
+
+def shown_name(name: str, kind: str = "generator") -> str:
+    """A model's name for people: the starters by what they are ("SmolLM2-135M-Instruct (starter)")."""
+    from rag.starters import STARTER_ENCODER, STARTER_GENERATOR
+
+    found = STARTER_ENCODER if kind == "encoder" else STARTER_GENERATOR
+    head, plus, rest = name.partition("+")
+    return f"{found.title} ({STARTER}){plus}{rest}" if head == STARTER else name
 
 
 def load_encoder(name: str) -> Encoder:

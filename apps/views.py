@@ -1,8 +1,9 @@
 """What the page shows, as frozen dataclasses: the service makes them, `render` and `panels` turn them into HTML.
 
     Reply × arms → Exchange          one question and what one or two arms said so far
+    Voted, TalkRow                   what was voted on a reply; a stored conversation in the list
     ModelState, ArmChoice            what answers, and what could
-    DocumentRow, Upload, SearchColumn, DecisionView   the other two tabs
+    DocumentRow, ChunkRow, Upload, SearchColumn, DecisionView   the other tabs
 
 Nothing here knows Gradio or a model; a `Reply` is a fold over the events of a run.
 """
@@ -72,6 +73,28 @@ class Exchange:
 
 
 @dataclass(frozen=True, slots=True)
+class Voted:
+    """What a person said about a reply: up, down (`up` False) or nothing yet; why; what would have been right; and
+    whether it was preferred to the one beside it."""
+
+    up: bool | None = None
+    reasons: tuple[str, ...] = ()
+    correction: str = ""
+    preferred: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TalkRow:
+    """A stored conversation in the list. `updated` is seconds since the epoch; `running` while it is being answered."""
+
+    id: str
+    title: str
+    updated: float = 0.0
+    turns: int = 0
+    running: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ModelState:
     """Whether questions can be answered yet. `generator` and `encoder` are names to show."""
 
@@ -103,13 +126,31 @@ class DocumentRow:
 
 
 @dataclass(frozen=True, slots=True)
+class ChunkRow:
+    """One chunk of a document, as retrieval sees it: [start, end) of its text, page and heading path."""
+
+    number: int
+    start: int
+    end: int
+    page: int | None
+    headings: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Upload:
-    """One uploaded file on its way into the index. `source` is its name there; `note` is the verdict as a sentence."""
+    """One uploaded file on its way into the index. `source` is its name there; `note` is the verdict as a sentence.
+
+    While it is worked on, `stage` says what is done and `share` in [0, 1] how much of it."""
 
     name: str
     source: str = ""
     status: Literal["queued", "working", "indexed", "unchanged", "failed"] = "queued"
     note: str = ""
+    stage: str = ""
+    share: float = 0.0
+    pages: int = 0
+    chunks: int = 0
 
     @property
     def finished(self) -> bool:
@@ -139,8 +180,10 @@ class OpenDocument:
 
 @dataclass(frozen=True, slots=True)
 class DecisionView:
-    """A decision as read from its run folder: `data` is decision.json, `report` is report.html ("" if absent)."""
+    """A decision as read from its run folder: `data` is decision.json, `report` is report.html ("" if absent),
+    `path` the folder itself."""
 
     data: Mapping[str, Any]
     folder: str
     report: str = ""
+    path: str = ""

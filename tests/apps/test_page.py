@@ -298,7 +298,7 @@ def test_switch_the_arm_and_compare_two(site: Site) -> None:
     page.click("#ask")
     page.wait_for_selector("#notice [role=alert]")
     assert "needs an adapter" in page.inner_text("#notice")
-    page.click("#clear")
+    page.click(".rt-new")
     page.wait_for_selector("#welcome h2")
     assert page.inner_text("#live-answers").strip() == "" and page.inner_text("#notice").strip() == ""
 
@@ -352,7 +352,13 @@ def test_upload_search_ask_and_delete(site: Site, tmp_path: Path) -> None:
     page.set_input_files("#upload input[type=file]", [str(p) for p in sorted(tmp_path.iterdir())])
     page.wait_for_selector("#verdicts >> text=3 of 3 files done")
     verdicts = page.inner_text("#verdicts")
-    assert "indexed" in verdicts and "1 chunk." in verdicts and ".exe" in verdicts and "%PDF" in verdicts
+    assert (
+        "indexed" in verdicts
+        and "1 chunk" in verdicts
+        and "2 failed" in verdicts
+        and ".exe" in verdicts
+        and "%PDF" in verdicts
+    )
     page.wait_for_selector("#table td >> text=uploads/notes on otters.md")
     assert "7 documents" in page.inner_text(".rt-head")
 
@@ -436,10 +442,11 @@ def test_a_hostile_document_can_do_nothing(site: Site, tmp_path: Path) -> None:
 
 def test_the_decision_and_its_report(site: Site) -> None:
     page = site.open()
-    tab(page, "Decision")
+    tab(page, "Decide")
     page.wait_for_selector(".rt-decision h2 >> text=tuned+rag")
     page.click(".rt-warn summary")
-    text = page.inner_text("#decision")
+    page.click(".rt-report-fold > summary")
+    text = page.inner_text("#decision") + page.inner_text("#decision-details")
     assert "F1 is higher by 0.20" in text and "Only 20 questions." in text and "0.45" in text
     frame = page.frame_locator("iframe.rt-report")
     assert frame.locator("h1").inner_text() == "Report of the run"
@@ -456,7 +463,7 @@ def test_the_decision_and_its_report(site: Site) -> None:
 def test_every_tab_fits_and_is_readable(site: Site, width: int, scheme: str) -> None:
     page = site.open(width=width, height=844, scheme=scheme)
     ask(page, "What does a return ticket cost?")
-    for name, within in (("Chat", "#chat"), ("Documents", "#shelf"), ("Decision", "#decision")):
+    for name, within in (("Chat", "#chat"), ("Documents", "#shelf"), ("Tune", "#bench"), ("Decide", "#decision")):
         tab(page, name)
         page.wait_for_selector(f"{within} >> visible=true")
         if name == "Documents":

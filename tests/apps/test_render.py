@@ -10,10 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps import cards, panels, render
+from apps import acts, cards, frame, panels, panels_decide, panels_tune, render
+from apps.drill import Disagreement, Said
 from apps.markup import answer_html, clean, escape, marked, sentence
+from apps.processes import Job
+from apps.strings import CHINESE
 from apps.views import (
     ArmChoice,
+    ChunkRow,
     DecisionView,
     DocumentRow,
     Exchange,
@@ -21,9 +25,12 @@ from apps.views import (
     OpenDocument,
     Reply,
     SearchColumn,
+    TalkRow,
     Upload,
+    Voted,
 )
-from rag.types import Answer, Chunk, Citation, Finished, Passage, Retrieved, Scores, Searching, Token
+from apps.workshop import AdapterRow, Preview, RowView
+from rag.types import Answer, Chunk, Citation, Finished, Passage, Retrieved, Scores, Searching, Step, Token
 
 TEXT = "The ferry leaves at 07:40. It leaves from pier 4. A return ticket costs 18 crowns."
 ATTACKS = [
@@ -48,9 +55,12 @@ ATTACKS = [
     "\ud800 \x00 \u202egnp.exe",
 ]
 _TAGS = """div p span b i h1 h2 h3 h4 h5 h6 code pre ul ol li a article section aside header details summary mark bdi
-    button table thead tbody tr th td br em strong blockquote hr"""
+    button table thead tbody tr th td br em strong blockquote hr nav form fieldset legend label input textarea svg path
+    dl dt dd figure figcaption polyline text output"""
 _ATTRIBUTES = """class id href title open role style dir type start tabindex aria-label aria-busy data-turn data-arm
-    data-status data-target data-start data-end data-at data-source data-label data-stage"""
+    data-status data-target data-start data-end data-at data-source data-label data-stage data-bus data-event data-vote
+    data-voted data-talk data-form data-job data-adapter data-state data-keep name value maxlength rows checked scope lang
+    hreflang aria-pressed aria-current aria-expanded aria-hidden viewbox d points x y text-anchor data-chosen"""
 TAGS, ATTRIBUTES = set(_TAGS.split()), set(_ATTRIBUTES.split())
 
 
@@ -77,7 +87,7 @@ def check_inert(html: str) -> Seen:
     for tag, attributes in seen.elements:
         assert tag in TAGS, (tag, html)
         assert set(attributes) <= ATTRIBUTES, (tag, attributes)
-        assert (attributes.get("href") or "#").startswith("#")
+        assert re.match(r"#|/(zh)?$", attributes.get("href") or "#")
         assert re.fullmatch(r"width:\d+%|text-align:\w+|", attributes.get("style") or "")
     html.encode("utf-8")  # what cannot be encoded cannot be sent
     return seen
@@ -132,21 +142,34 @@ def exchange(*replies: Reply, question: str = "When?", id: str = "t1") -> Exchan
 def test_no_text_of_a_stranger_acts(attack: str) -> None:
     hostile = Passage(Chunk("c1", "d", attack, 0, len(attack), attack, 1, (attack, attack)), 1, 0.5)
     cited = Citation(1, "c1", attack, 1, 0, len(attack), attack, 1.0)
-    reply = answered(attack + " [1]", citations=(cited,), passages=(hostile,), adapter=attack)
+    step = Step(attack, attack, {attack: attack}, 0.1)
+    details = {"route": {"arm": attack, "reason": attack}}
+    reply = answered(attack + " [1]", citations=(cited,), passages=(hostile,), adapter=attack, details=details)
+    reply = replace(reply, steps=(step,))
+    vote = {("t1", "rag"): Voted(False, ("style",), attack)}
+    job = Job(attack, attack, (attack,), attack, 0.0, "failed", attack, 1, 2, attack, attack)
+    rows = (RowView(attack, "answer", ({"role": "user", "content": attack},), attack, 3),)
+    drilled = Disagreement(attack, (attack,), (Said(attack, attack, 0.5),), 0.5, attack)
     view = exchange(replace(reply, answer=replace(reply.answer, model=attack)), question=attack)  # type: ignore[type-var]
     shown = [
-        render.answers(view), render.sources(view), render.conversation([view]), render.notice(attack),
+        render.answers(view), render.sources(view), render.conversation([view]), frame.notice(attack),
+        render.answers(view, CHINESE, votes=vote), acts.steps((step,), is_open=True),
+        frame.rail([TalkRow(attack.replace("\ud800", ""), attack, 0.0, 1)], "x", now=9e5),
+        cards.chunks([ChunkRow(1, 0, 5, 1, (attack,), attack)], 9),
+        panels_tune.job(job, (), attack), panels_tune.jobs([job], attack), panels_tune.command(attack),
+        panels_tune.preview(Preview(3, rows, {"abstain": 0.1})),
+        panels_tune.adapters([AdapterRow(attack, attack, attack, attack)]), panels_decide.drill([drilled]),
         render.answers(exchange(Reply("rag", "failed", attack))),
         render.answers(exchange(Reply("rag", "searching", query=attack, chunks=3))),
         render.answers(exchange(Reply("rag", "writing", text=attack))),
-        render.header(attack, 1, 2, ModelState("failed", attack, attack, attack)),
-        render.arm_note(ArmChoice("rag", "rag", True, attack), [ArmChoice("tuned", attack, False, attack)]),
+        frame.header(attack, 1, 2, ModelState("failed", attack, attack, attack)),
+        frame.arm_note(ArmChoice("rag", "rag", True, attack), [ArmChoice("tuned", attack, False, attack)]),
         cards.document(OpenDocument(attack, attack, 5, 6, 8, 900)),
         panels.documents([DocumentRow(attack, attack + "!", 1, 2)], total=1),
         panels.uploads([Upload(attack, attack, "failed", attack)]),
         panels.search(attack, [SearchColumn("dense", (hostile,)), SearchColumn("rerank", (), attack)]),
         panels.about_to_delete([attack]), panels.said(attack),
-        panels.decision(DecisionView({"chosen": "rag", "reason": attack, "warnings": [attack], "arms": [{"arm": attack, "f1": attack}]}, attack)),
+        panels_decide.decision(DecisionView({"chosen": "rag", "reason": attack, "warnings": [attack], "arms": [{"arm": attack, "f1": attack}]}, attack)),
     ]  # fmt: skip
     for html in shown:
         check_inert(html)
@@ -328,12 +351,12 @@ def test_earlier_exchanges_keep_their_sources_folded() -> None:
 
 
 def test_empty_states_say_the_next_step() -> None:
-    assert "ragtune index" in render.welcome(0, 0) and "Ask your documents" in render.welcome(2, 9)
+    assert "ragtune index" in frame.welcome(0, 0) and "Ask your documents" in frame.welcome(2, 9)
     assert "ragtune index" in panels.documents([], total=0)
     assert "Clear the filter" in panels.documents([], total=5, filtered=True)
-    assert "ragtune decide" in panels.decision(None)
+    assert "ragtune decide" in panels_decide.decision(None)
     assert "No model is asked" in panels.search("", ())
-    assert panels.uploads(()) == "" and render.notice("") == ""
+    assert panels.uploads(()) == "" and frame.notice("") == ""
 
 
 # -------------------------------------------------------------- the other tabs
@@ -364,7 +387,8 @@ def test_the_decision_shows_figures_warnings_and_a_report_that_can_do_nothing() 
         ],
     }  # fmt: skip
     report = "<h1>Report</h1><script>parent.alert('x')</script><img src=http://evil.example>"
-    html = panels.decision(DecisionView(data, "run", report))
+    view = DecisionView(data, "run", report)
+    html = panels_decide.decision(view) + panels_decide.details(view)
     seen = Seen(html)
     assert "tuned+rag was chosen" in seen.text and "Only 20 questions." in seen.text
     assert "0.25" in seen.text and "0.20 – 0.30" in seen.text and "1.5 s" in seen.text and "12.3 ms" in seen.text
@@ -375,7 +399,8 @@ def test_the_decision_shows_figures_warnings_and_a_report_that_can_do_nothing() 
 
 
 def test_a_decision_without_a_winner_or_report_says_so() -> None:
-    html = panels.decision(DecisionView({"chosen": None, "reason": "No difference."}, "run"))
+    view = DecisionView({"chosen": None, "reason": "No difference."}, "run")
+    html = panels_decide.decision(view) + panels_decide.details(view)
     assert "No arm was chosen" in html and "no report.html" in html
 
 
