@@ -92,13 +92,22 @@ def _show_index(payload: Mapping[str, Any], report: IndexReport) -> str:
 
 
 def search(
-    index: Path, query: str, *, k: int | None, mode: str, reranker: str | None, encoder: str | None, console: Console
+    index: Path,
+    query: str,
+    *,
+    k: int | None,
+    mode: str,
+    reranker: str | None,
+    encoder: str | None,
+    console: Console,
+    query_encoder: Path | None = None,
 ) -> int:
     """What retrieval finds for one query."""
     from rag.answer import check_question
 
     query = check_question(query)
-    retriever = make_retriever(open_index(index, encoder, console), k=k, mode=mode, reranker=reranker)
+    opened = open_index(index, encoder, console, query_encoder)
+    retriever = make_retriever(opened, k=k, mode=mode, reranker=reranker)
     passages = retriever.search(query, k)
     payload = [
         {
@@ -142,6 +151,7 @@ def ask(
     generator: str | None,
     seed: int,
     console: Console,
+    query_encoder: Path | None = None,
 ) -> int:
     """Answer one question, with citations."""
     from rag.answer import check_question
@@ -149,7 +159,7 @@ def ask(
     question = check_question(question)
     session = open_session(
         index, arm=arm, adapter=adapter, decision=decision, k=k, reranker=reranker, encoder=encoder,
-        generator=generator, console=console, temperature=temperature,
+        generator=generator, console=console, temperature=temperature, query_encoder=query_encoder,
     )  # fmt: skip
     answer = None
     for event in session.answerer.stream(question, arm=session.arm):
@@ -211,6 +221,7 @@ def evaluate(
     generator: str | None,
     seed: int,
     console: Console,
+    query_encoder: Path | None = None,
 ) -> int:
     """Measure one arm on questions with known answers."""
     from rag import evaluate as measure
@@ -219,7 +230,7 @@ def evaluate(
     asked = read_questions(questions, skip_broken=skip_broken, console=console)
     session = open_session(
         index, arm=arm, adapter=adapter, decision=decision, k=k, reranker=reranker, encoder=encoder,
-        generator=generator, console=console, temperature=temperature,
+        generator=generator, console=console, temperature=temperature, query_encoder=query_encoder,
     )  # fmt: skip
     texts = [question.question for question in asked]
     rankings = None

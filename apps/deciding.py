@@ -58,6 +58,7 @@ def decide(
     generator: str | None,
     seed: int,
     console: Console,
+    query_encoder: Path | None = None,
 ) -> int:
     """Measure the four arms, and more if asked for, on the same questions, choose, and serve the choice from now on."""
     from agents.arms import FROM_QUESTIONS, RECIPES, run
@@ -72,7 +73,7 @@ def decide(
         if not folder.is_dir():
             raise UsageError(f"There is no adapter folder at {folder}. Make one with `ragtune tune`.")
     config, answer = _decide_config(queries, gain, seed), answer_config(k)
-    retriever = make_retriever(open_index(index, encoder, console), k=answer.k)
+    retriever = make_retriever(open_index(index, encoder, console, query_encoder), k=answer.k)
     base = generator or STARTER
     console.progress("loading the generator", 0, 0, base)
     model = serving.load_generator(base)
@@ -100,7 +101,7 @@ def decide(
         resume=not restart,
     )
     data = load_decision(out).data
-    serving.serve_decision(index, out)
+    serving.serve_decision(index, out, query_encoder or serving.served_query_encoder(index))
     console.result({**data, "run": str(out), "report": str(out / "report.html")}, show_decision)
     return 0
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from apps import serving
 from apps.commands import read_questions
 from apps.console import Console, duration
+from apps.options import RETRIEVER_RECIPES
 from apps.serving import STARTER, make_retriever, open_index
 from apps.training import Plan, estimate, forget_frozen, frozen_folder, make_rows, train_adapter
 from rag.errors import UsageError
@@ -147,6 +148,14 @@ def tune(
         raise UsageError("--start goes with --recipe preference; the other recipes begin from the generator itself.")
     asked = read_questions(questions, skip_broken=skip_broken, console=console)
     held_out = read_questions(test, skip_broken=skip_broken, console=console) if test else []
+    if recipe in RETRIEVER_RECIPES:
+        from apps.retriever_training import tune_retriever
+
+        return tune_retriever(
+            index, questions=asked, test=held_out, out=out, recipe=recipe, epochs=epochs, learning_rate=learning_rate,
+            minutes=minutes, restart=restart, dry_run=dry_run, encoder=encoder, generator=generator, seed=seed,
+            console=console,
+        )  # fmt: skip
     plan = Plan(
         generator or STARTER, recipe, method, epochs, learning_rate, minutes, seed, restart, instructions=instructions
     )

@@ -65,6 +65,12 @@ def folders(text: str) -> dict[str, Path]:
     return {arm.strip(): Path(folder) for arm, _, folder in pairs}
 
 
+RETRIEVER_RECIPES = (
+    *("retriever", "retriever-both", "ra-dit-retriever", "replug-lsr", "rag-end2end"),
+    *("atlas-pdist", "atlas-emdr2", "atlas-loop", "atlas-adist"),
+)
+"""Recipes of `tune` that train the retriever instead of the generator."""
+
 OPTIONS: dict[str, Option] = {
     "out": Option("where to write", Path, metavar="PATH"),
     "questions": Option("questions, one JSON object a line", Path, metavar="FILE"),
@@ -72,6 +78,7 @@ OPTIONS: dict[str, Option] = {
     "test": Option("held-out questions to measure before and after", Path, metavar="FILE"),
     "test_out": Option("also hold out questions about other documents, into this file", Path, metavar="FILE"),
     "encoder": Option("embedding model: 'starter', a hub id or a folder", metavar="NAME"),
+    "query_encoder": Option("query side made by `ragtune tune --recipe retriever`", Path, metavar="DIR"),
     "generator": Option("chat model: 'starter', a hub id, a folder, or openai:MODEL@BASE_URL", metavar="NAME"),
     "reranker": Option("cross-encoder that re-orders what was found: a hub id or a folder", metavar="NAME"),
     "seed": Option("random seed", int, 0, metavar="N"),
@@ -94,7 +101,7 @@ OPTIONS: dict[str, Option] = {
     "recipe": Option(
         "what to train on; preference: ratings exported from the page (as --questions)",
         default="rag",
-        choices=("rag", "closed-book", "self-rag", "ra-dit", "preference"),
+        choices=("rag", "closed-book", "self-rag", "ra-dit", "preference", *RETRIEVER_RECIPES),
     ),  # fmt: skip,
     "method": Option("what to train", default="lora", choices=("lora", "qlora", "dora", "full")),
     "epochs": Option("passes over the rows", float, metavar="N"),
@@ -143,17 +150,25 @@ COMMANDS: dict[str, Command] = {
         ("out",),
         "The index is as it was before this command, or complete; type the same command to go on.",
     ),
+    "reencode": Command(
+        "embed all documents of an index with another encoder, and swap it in when done",
+        "apps.retriever_training:reencode",
+        {"index": _INDEX},
+        ("encoder",),
+        ("encoder",),
+        "The index serves as before; type the same command to go on.",
+    ),
     "search": Command(
         "show what retrieval finds for a query",
         "apps.commands:search",
         {"index": _INDEX, "query": "what to look for"},
-        ("k", "mode", "reranker", "encoder"),
+        ("k", "mode", "reranker", "encoder", "query_encoder"),
     ),
     "ask": Command(
         "answer one question, with citations",
         "apps.commands:ask",
         {"index": _INDEX, "question": "the question"},
-        ("arm", "adapter", "decision", "k", "temperature", "reranker", *_MODELS),
+        ("arm", "adapter", "decision", "k", "temperature", "reranker", "query_encoder", *_MODELS),
     ),
     "questions": Command(
         "make questions with answers and evidence from the documents",
@@ -175,7 +190,10 @@ COMMANDS: dict[str, Command] = {
         "measure one arm on questions with known answers",
         "apps.commands:evaluate",
         {"index": _INDEX},
-        ("questions", "arm", "adapter", "decision", "k", "temperature", "reranker", "skip_broken", *_MODELS),
+        (
+            *("questions", "arm", "adapter", "decision", "k", "temperature", "reranker", "skip_broken"),
+            *("query_encoder", *_MODELS),
+        ),
         ("questions",),
     ),
     "decide": Command(
@@ -184,7 +202,7 @@ COMMANDS: dict[str, Command] = {
         {"index": _INDEX},
         (
             *("train", "questions", "out", "tuned", "tuned_rag", "arms", "adapters", "queries", "gain"),
-            *(*_TRAINING, *_MODELS),
+            *("query_encoder", *_TRAINING, *_MODELS),
         ),
         ("questions", "out"),
         "Finished steps are kept in the run folder; type the same command to go on.",

@@ -55,10 +55,14 @@ def pointer(index: Path) -> Path:
     return index.with_name(index.name + ".serving.json")
 
 
-def serve_decision(index: Path, run: Path) -> Path:
-    """From now on this index is served by the decision in `run`, with its adapters. Returns the file that says so."""
+def serve_decision(index: Path, run: Path, query_encoder: Path | None = None) -> Path:
+    """From now on this index is served by the decision in `run`, with its adapters and the query encoder it was
+    measured with. Returns the file that says so."""
     file = pointer(index)
-    return _point(file, {"decision": os.path.relpath(run.resolve(), file.parent)})
+    row = {"decision": os.path.relpath(run.resolve(), file.parent)}
+    if query_encoder is not None:
+        row["query_encoder"] = os.path.relpath(query_encoder.resolve(), file.parent)
+    return _point(file, row)
 
 
 def serve_adapter(index: Path, arm: str, folder: Path | None) -> Path:
@@ -223,8 +227,16 @@ def agent_modes(arms: Sequence[str]) -> dict[str, Mode]:
     return {"agent": ReactMode()}
 
 
-def open_index(folder: Path, encoder: str | None, console: Console) -> Index:
-    """The index with the encoder it was made with, or the one that was named.
+def load_query_encoder(folder: Path, documents: Encoder) -> Encoder:
+    """`rag.query_encoder.load_query_encoder`; a seam for tests."""
+    from rag import query_encoder
+
+    return query_encoder.load_query_encoder(folder, documents)
+
+
+def open_index(folder: Path, encoder: str | None, console: Console, query_encoder: Path | None = None) -> Index:
+    """The index with the encoder it was made with, or the one that was named, and the tuned query side that was given,
+    else the one that its decision was made with.
 
     Raises IndexMissing, EncoderMismatch.
     """
@@ -232,7 +244,29 @@ def open_index(folder: Path, encoder: str | None, console: Console) -> Index:
 
     name = encoder or Index.open(folder).manifest.encoder
     console.progress("loading the encoder", 0, 0, name)
-    return Index.open(folder, load_encoder(name))
+    index = Index.open(folder, load_encoder(name))
+    tuned = query_encoder or served_query_encoder(folder)
+    if tuned is not None and index.encoder is not None:
+        console.progress("loading the query encoder", 0, 0, str(tuned))
+        index.encoder = load_query_encoder(tuned, index.encoder)
+    return index
+
+
+def served_query_encoder(index: Path) -> Path | None:
+    """The query encoder that this index's decision was made with; None where it was made without.
+
+    Raises ConfigError where it is gone: without it the passages are not those that were measured.
+    """
+    file = pointer(index)
+    named = _pointed(file).get("query_encoder")
+    if named is None:
+        return None
+    folder = (file.parent / str(named)).resolve()
+    if not folder.is_dir():
+        raise ConfigError(
+            f"{file} names the query encoder {folder}, which is gone. Run `ragtune decide` again, or delete the file."
+        )
+    return folder
 
 
 def make_retriever(index: Index, *, k: int | None, mode: str = "hybrid", reranker: str | None = None) -> Retriever:
@@ -266,6 +300,7 @@ def open_session(
     generator: str | None,
     console: Console,
     temperature: float | None = None,
+    query_encoder: Path | None = None,
 ) -> Session:
     """Index, models and the arm that answers; everything cheap is checked before a model is loaded."""
     import dataclasses
@@ -290,7 +325,7 @@ def open_session(
             f'The arm "{arm}" needs a tuned adapter, and none is registered for {index}. '
             "Run `ragtune decide`, or give one with --adapter."
         )
-    opened = open_index(index, encoder, console)
+    opened = open_index(index, encoder, console, query_encoder)
     name = generator or serving.generator or STARTER
     console.progress("loading the generator", 0, 0, name)
     model = load_generator(name)

@@ -108,8 +108,8 @@ def check_query_folder(folder: Path, documents_name: str, fingerprint: str) -> Q
     found = read_query_folder(folder)
     if found.kind == BOTH:
         raise EncoderMismatch(
-            f"{folder} holds an encoder of both sides, and the index was made with {documents_name}. Embed the documents "
-            f"with it first: ragtune reencode INDEX --encoder {folder}"
+            f"{folder} holds an encoder of both sides, and the index was made with {documents_name}. Embed the "
+            f"documents with it first: ragtune reencode INDEX --encoder {folder}"
         )
     if found.base_fingerprint != fingerprint:
         raise EncoderMismatch(

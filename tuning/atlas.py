@@ -5,10 +5,10 @@
     PDist    p_T ∝ p_LM(a | q, d_k)            (posterior of the passage under a uniform prior)
     LOOP     p_T ∝ 1 / p_LM(a | q, D without d_k)
 
-After Izacard et al. 2022 (arXiv 2208.03299), section 2.2; the gradient reaches p_R alone. `tuning.preference.lsr_target`
-is the target of REPLUG-LSR and RA-DIT. Their authors' code divides log-likelihoods by the tokens of the answer and uses
-temperatures of 0.01 on both sides; here the caller chooses. All arrays are of one question: K passages; losses take
-[questions, K] with a mask for questions that have fewer.
+After Izacard et al. 2022 (arXiv 2208.03299), section 2.2; the gradient reaches p_R alone. The target of REPLUG-LSR and
+RA-DIT is `tuning.preference.lsr_target`. Their authors' code divides log-likelihoods by the tokens of the answer and
+uses temperatures of 0.01 on both sides; here the caller chooses. Targets are of one question, with K passages; losses
+take [questions, K], and a mask for questions that have fewer.
 """
 
 from __future__ import annotations

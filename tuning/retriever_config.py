@@ -12,7 +12,7 @@ from tuning.preference import Score
 
 Objective: TypeAlias = Literal["contrastive", "lsr", "pdist", "loop", "adist", "emdr2"]
 Sides: TypeAlias = Literal["query", "both"]
-Task: TypeAlias = Literal["cloze", "halves", "none"]
+Task: TypeAlias = Literal["cloze", "halves", "statements", "none"]
 FREE = ("save_steps", "max_minutes")  # may change between the parts of a resumed run
 
 
@@ -83,8 +83,8 @@ class RetrieverConfig:
                 problems.append(f"{name} is {getattr(self, name)}; allowed is 0 up to, but not including, 1")
         if self.max_minutes is not None and self.max_minutes <= 0:
             problems.append(f"max_minutes is {self.max_minutes}; give minutes above 0, or none for no limit")
-        if self.corpus_task == "halves" and self.objective == "contrastive":
-            problems.append("corpus_task 'halves' needs a language model as teacher; with contrastive give 'cloze'")
+        if self.corpus_task in ("halves", "statements") and self.objective == "contrastive":
+            problems.append(f"corpus_task {self.corpus_task!r} needs a language model as teacher; give 'cloze'")
         if problems:
             raise ConfigError("; ".join(problems) + ".")
 

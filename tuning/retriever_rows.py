@@ -1,8 +1,8 @@
 """Training examples of a retriever: a question, the chunks that answer it, and those that are neither right nor wrong.
 
 Examples come from questions with evidence, and from the corpus itself, which needs no labels: questions made by rule
-from a chunk's own sentences, or a chunk's first words asking for its last ones (RA-DIT, Lin et al. 2023). Chunks are row
-numbers of one generation of an index.
+from a chunk's own sentences, or a chunk's first words asking for its last ones (RA-DIT, Lin et al. 2023). Chunks are
+row numbers of one generation of an index.
 """
 
 from __future__ import annotations
@@ -17,15 +17,19 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from rag.errors import TrainingError
+from rag.sentences import sentences
 from rag.snapshot import Snapshot
 from rag.types import Chunk, Question, content_hash
 from tuning.cloze import cloze_question
 from tuning.spans import answer_spans
 from tuning.wording import stands_alone
 
-Origin: TypeAlias = Literal["question", "cloze", "halves"]
+Origin: TypeAlias = Literal["question", "cloze", "halves", "statements"]
 HALF = 50
 """Words at the beginning (asked) and at the end (answered) of a chunk in the corpus task "halves"."""
+STATEMENT = "<p>"
+"""Stands before a statement that is to be reconstructed."""
+_STATEMENT = (6, 40)  # words of a sentence that says something by itself
 _SHORT = 3  # an answer of fewer characters stands in many chunks by chance
 _BLOCK = 64
 
@@ -170,6 +174,23 @@ def halves_examples(corpus: Corpus, n: int, *, words: int = HALF, seed: int = 0)
         if len(said) >= 2 * words:
             first, last = " ".join(said[:words]), " ".join(said[-words:])
             made.append(Example(f"halves-{row}", first, (last,), ignored=(row,), origin="halves"))
+    return made
+
+
+def statement_examples(corpus: Corpus, n: int, *, seed: int = 0) -> list[Example]:
+    """Up to `n` sentences, of one chunk each: retrieve passages for the statement, and say it again (RAG-end2end)."""
+    order = list(range(len(corpus)))
+    random.Random(f"{seed}:statements").shuffle(order)
+    made: list[Example] = []
+    for row in order:
+        if len(made) == n:
+            break
+        text = corpus.snapshot.chunk_at(row).text
+        found = [" ".join(text[a:b].split()) for a, b in sentences(text)]
+        whole = [s for s in found if _STATEMENT[0] <= len(s.split()) <= _STATEMENT[1]]
+        if whole:
+            said = random.Random(f"{seed}:{row}").choice(whole)
+            made.append(Example(f"statement-{row}", f"{STATEMENT} {said}", (said,), (row,), origin="statements"))
     return made
 
 

@@ -1,8 +1,9 @@
 """The loop of retriever training: an encoder from sentence-transformers, and documents that stand still or move.
 
 With the query side alone a step runs short questions only: the documents' vectors are those of the index, so that
-training costs a fraction of what the library's trainer takes, which embeds every passage again in every step. The losses
-are in `tuning.atlas`; with one positive they are those of the library (MultipleNegativesRankingLoss, DistillKLDivLoss).
+training costs a fraction of what the library's trainer takes, which embeds every passage again in every step. The
+losses are in `tuning.atlas`; with one positive they are those of the library (MultipleNegativesRankingLoss,
+DistillKLDivLoss).
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class RetrieverTrainer:
     """Trains `encoder` in place; see `RetrieverConfig`. `vectors` [rows, d] are the documents as the index has them.
 
     A labelled question is opposed to passages of documents that have labelled questions themselves, never to others:
-    those would be wrong in every example, and the encoder would learn to avoid the documents that nobody asked about yet.
+    those would be wrong in every example, and the encoder would learn to avoid documents nobody has asked about yet.
     """
 
     def __init__(
