@@ -152,6 +152,7 @@ def ask(
     seed: int,
     console: Console,
     query_encoder: Path | None = None,
+    delta: float | None = None,
 ) -> int:
     """Answer one question, with citations."""
     from rag.answer import check_question
@@ -160,6 +161,7 @@ def ask(
     session = open_session(
         index, arm=arm, adapter=adapter, decision=decision, k=k, reranker=reranker, encoder=encoder,
         generator=generator, console=console, temperature=temperature, query_encoder=query_encoder,
+        delta=delta,
     )  # fmt: skip
     answer = None
     for event in session.answerer.stream(question, arm=session.arm):
@@ -222,6 +224,7 @@ def evaluate(
     seed: int,
     console: Console,
     query_encoder: Path | None = None,
+    delta: float | None = None,
 ) -> int:
     """Measure one arm on questions with known answers."""
     from rag import evaluate as measure
@@ -231,6 +234,7 @@ def evaluate(
     session = open_session(
         index, arm=arm, adapter=adapter, decision=decision, k=k, reranker=reranker, encoder=encoder,
         generator=generator, console=console, temperature=temperature, query_encoder=query_encoder,
+        delta=delta,
     )  # fmt: skip
     texts = [question.question for question in asked]
     rankings = None
@@ -247,10 +251,20 @@ def evaluate(
     payload = {
         "arm": session.arm,
         **result.to_dict(),
+        **_rates(answers),
         "kinds": {kind: part.to_dict() for kind, part in result.by_kind(seed=seed).items()},
     }
     console.result(payload, _show_evaluation)
     return 0
+
+
+def _rates(answers: Sequence[Answer]) -> dict[str, dict[str, float]]:
+    """What self-rag did beyond answering: how often it searched, and how many sequences an answer took."""
+    if not any("sequences" in answer.details for answer in answers):
+        return {}
+    from rag.self_rag import rates
+
+    return {"self_rag": dict(rates(answers))}
 
 
 def read_questions(path: Path, *, skip_broken: bool, console: Console) -> list[Any]:

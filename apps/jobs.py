@@ -120,6 +120,7 @@ def tune(
     recipe: str,
     start: Path | None,
     instructions: Path | None,
+    critic: Path | None,
     method: str,
     epochs: float | None,
     learning_rate: float | None,
@@ -157,8 +158,9 @@ def tune(
             console=console,
         )  # fmt: skip
     plan = Plan(
-        generator or STARTER, recipe, method, epochs, learning_rate, minutes, seed, restart, instructions=instructions
-    )
+        generator or STARTER, recipe, method, epochs, learning_rate, minutes, seed, restart, instructions=instructions,
+        critic=str(critic) if critic else None,
+    )  # fmt: skip
     answer = answer_config(k)
     retriever = make_retriever(open_index(index, encoder, console), k=answer.k)
     console.progress("loading the generator", 0, 0, plan.base)

@@ -83,6 +83,11 @@ OPTIONS: dict[str, Option] = {
     "reranker": Option("cross-encoder that re-orders what was found: a hub id or a folder", metavar="NAME"),
     "seed": Option("random seed", int, 0, metavar="N"),
     "words": Option("words in a chunk (default 150, or as the index has it)", count, metavar="N"),
+    "delta": Option(
+        "self-rag searches where it is surer than this that it must: 0 always, 1 never (default 0.2)", float, metavar="X"
+    ),
+    "critic": Option("critic made by `ragtune critic`, for what the questions file does not say", Path, metavar="DIR"),
+    "judge": Option("model that labels what the questions file does not say, and is compared with it", metavar="NAME"),
     "temperature": Option(
         "of the softmax over cosine scores that weighs passages (arms rag-token, rag-sequence, replug and ra-dit; "
         "default 0.1)",
@@ -168,7 +173,7 @@ COMMANDS: dict[str, Command] = {
         "answer one question, with citations",
         "apps.commands:ask",
         {"index": _INDEX, "question": "the question"},
-        ("arm", "adapter", "decision", "k", "temperature", "reranker", "query_encoder", *_MODELS),
+        ("arm", "adapter", "decision", "k", "temperature", "delta", "reranker", "query_encoder", *_MODELS),
     ),
     "questions": Command(
         "make questions with answers and evidence from the documents",
@@ -182,7 +187,15 @@ COMMANDS: dict[str, Command] = {
         "fine-tune the generator on what retrieval finds",
         "apps.jobs:tune",
         {"index": _INDEX},
-        ("questions", "out", "test", "recipe", "start", "instructions", *_TRAINING, *_MODELS),
+        ("questions", "out", "test", "recipe", "start", "instructions", "critic", *_TRAINING, *_MODELS),
+        ("questions", "out"),
+        "Checkpoints are kept; type the same command to resume from the last one.",
+    ),
+    "critic": Command(
+        "train a judge of passages and answers, for --recipe self-rag",
+        "apps.critique:critic",
+        {"index": _INDEX},
+        ("questions", "out", "judge", "minutes", "skip_broken", "restart", *_MODELS),
         ("questions", "out"),
         "Checkpoints are kept; type the same command to resume from the last one.",
     ),
@@ -191,7 +204,7 @@ COMMANDS: dict[str, Command] = {
         "apps.commands:evaluate",
         {"index": _INDEX},
         (
-            *("questions", "arm", "adapter", "decision", "k", "temperature", "reranker", "skip_broken"),
+            *("questions", "arm", "adapter", "decision", "k", "temperature", "delta", "reranker", "skip_broken"),
             *("query_encoder", *_MODELS),
         ),
         ("questions",),

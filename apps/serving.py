@@ -278,6 +278,24 @@ def make_retriever(index: Index, *, k: int | None, mode: str = "hybrid", reranke
     return Retriever(index, RetrievalConfig(**options), reranker=model)
 
 
+def adapter_arm(folder: Path) -> str:
+    """The arm that an adapter was made for, by its record: self-rag where it was trained with that recipe."""
+    try:
+        recipe = json.loads((folder / "ragtune.json").read_text(encoding="utf-8")).get("recipe")
+    except (OSError, ValueError, AttributeError):
+        recipe = None  # an adapter from elsewhere; loading it says what is wrong with it
+    return "self-rag" if recipe == "self-rag" else "tuned+rag"
+
+
+def self_rag_mode(k: int | None, delta: float | None) -> Mode:
+    """The mode of the arm self-rag with what was given on the command line. ConfigError for impossible values."""
+    from rag.self_rag import SelfRag
+    from rag.self_rag_parts import SelfRagConfig
+
+    given: dict[str, Any] = {"k": k, "delta": delta}
+    return SelfRag(SelfRagConfig(**{name: value for name, value in given.items() if value is not None}))
+
+
 @dataclass(frozen=True, slots=True)
 class Session:
     """What is needed to answer: made by `open_session` from the arguments that ask, evaluate and chat share."""
@@ -301,6 +319,7 @@ def open_session(
     console: Console,
     temperature: float | None = None,
     query_encoder: Path | None = None,
+    delta: float | None = None,
 ) -> Session:
     """Index, models and the arm that answers; everything cheap is checked before a model is loaded."""
     import dataclasses
@@ -317,7 +336,7 @@ def open_session(
     if adapter is not None:
         if not adapter.is_dir():
             raise UsageError(f"There is no adapter folder at {adapter}. Make one with `ragtune tune`.")
-        arm = "tuned+rag" if arm == "auto" else arm
+        arm = adapter_arm(adapter) if arm == "auto" else arm
         adapters[arm] = str(adapter)
     arm = serving.arm if arm == "auto" else arm
     if arm.startswith("tuned") and arm not in adapters:
@@ -338,6 +357,8 @@ def open_session(
         from rag.marginal import marginal_modes
 
         modes = {**modes, **marginal_modes(temperature=temperature)}
+    if arm == "self-rag" and (k or delta is not None):
+        modes = {**modes, arm: self_rag_mode(k, delta)}
     if router is not None:
         from agents.router_mode import AUTO, RoutedMode
 

@@ -57,3 +57,24 @@ def instances(
 def _half(answer: str) -> str:
     words = answer.split()
     return " ".join(words[: max(1, len(words) // 2)])
+
+
+def balanced(
+    asked: Sequence[Asked], labels: Sequence[str | None], most: int, *, seed: int = 0
+) -> tuple[list[Asked], list[str | None]]:
+    """At most `most` judgements of each kind, as equal in their labels as they allow, in the order given."""
+    groups: dict[tuple[str, str | None], list[int]] = {}
+    for i, (each, label) in enumerate(zip(asked, labels, strict=True)):
+        groups.setdefault((each.kind, label), []).append(i)
+    for name in sorted(groups, key=str):
+        random.Random(f"{seed}:{name}").shuffle(groups[name])
+    kept: list[int] = []
+    for kind in dict.fromkeys(each.kind for each in asked):
+        mine = sorted((members for (k, _), members in groups.items() if k == kind), key=len)
+        room = most
+        for place, members in enumerate(mine):
+            taken = members[: room // (len(mine) - place)]
+            kept += taken
+            room -= len(taken)
+    kept.sort()
+    return [asked[i] for i in kept], [labels[i] for i in kept]
