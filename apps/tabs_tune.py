@@ -12,7 +12,7 @@ import gradio as gr
 from apps import frame, panels_tune
 from apps.desk import Desk
 from apps.markup import escape
-from apps.options import OPTIONS
+from apps.options import OPTIONS, RETRIEVER_RECIPES
 from apps.panels import said
 from apps.strings import Words
 from apps.tabs_chat import QUIET, download, field
@@ -67,7 +67,11 @@ def _settings(u: SimpleNamespace, t: Words) -> None:
     auto = t("automatic")
     with gr.Row(elem_classes="rt-form rt-knobs"):
         u.recipe = gr.Dropdown(
-            list(OPTIONS["recipe"].choices or ()), value="rag", label=t("recipe"), elem_id="recipe", filterable=False
+            [c for c in OPTIONS["recipe"].choices or () if c not in RETRIEVER_RECIPES],
+            value="rag",
+            label=t("recipe"),
+            elem_id="recipe",
+            filterable=False,
         )
         u.method = gr.Dropdown(
             list(OPTIONS["method"].choices or ()), value="lora", label=t("method"), elem_id="method", filterable=False
