@@ -12,7 +12,7 @@ from apps import serving
 from apps.commands import read_questions
 from apps.console import Console, duration
 from apps.options import RETRIEVER_RECIPES
-from apps.serving import STARTER, make_retriever, open_index
+from apps.serving import STARTER, adapter_arm, make_retriever, open_index
 from apps.training import Plan, estimate, forget_frozen, frozen_folder, make_rows, train_adapter
 from rag.errors import UsageError
 from rag.types import Question
@@ -298,7 +298,7 @@ def chat(
         generator=generator,
         encoder=encoder,
         decision=decision,
-        adapters={"tuned+rag": adapter} if adapter else {},
+        adapters={adapter_arm(adapter): adapter} if adapter else {},
         retrieval=RetrievalConfig(reranker=reranker),
         examples=examples,
         config=ServiceConfig(waiting=queue),

@@ -84,7 +84,9 @@ OPTIONS: dict[str, Option] = {
     "seed": Option("random seed", int, 0, metavar="N"),
     "words": Option("words in a chunk (default 150, or as the index has it)", count, metavar="N"),
     "delta": Option(
-        "self-rag searches where it is surer than this that it must: 0 always, 1 never (default 0.2)", float, metavar="X"
+        "self-rag searches where it is surer than this that it must: 0 always, 1 never (default 0.2)",
+        float,
+        metavar="X",
     ),
     "critic": Option("critic made by `ragtune critic`, for what the questions file does not say", Path, metavar="DIR"),
     "judge": Option("model that labels what the questions file does not say, and is compared with it", metavar="NAME"),
