@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from apps import chips as drawn
 from apps.feedback import REASONS
 from apps.markup import escape
 from apps.strings import ENGLISH, Words
@@ -65,16 +66,9 @@ def route(details: Mapping[str, Any], t: Words = ENGLISH) -> str:
 
 
 def chips(details: Mapping[str, Any], t: Words = ENGLISH) -> str:
-    """The judgements of a Self-RAG answer, drawn by `apps.chips` where this installation has it."""
-    if "segments" not in details:
-        return ""
-    from importlib.util import find_spec
-
-    if find_spec("apps.chips") is None:
-        return ""
-    from importlib import import_module
-
-    return str(import_module("apps.chips").chips(details))
+    """The judgements of a Self-RAG answer, segment by segment, and what else was tried."""
+    words = {name: t(f"chip-{name}") for name in drawn.WORDS}
+    return drawn.chips(details, words) + drawn.candidates(details, words)
 
 
 def actions(view: Exchange, reply: Reply, t: Words = ENGLISH, *, last: bool, vote: Voted | None = None) -> str:

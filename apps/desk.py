@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from apps.auth import user_of
 from apps.processes import Job, Jobs
 from apps.service import Service
 from apps.store import ANYONE, Store
@@ -31,7 +32,7 @@ class Desk:
     @staticmethod
     def user(request: Any) -> str:
         """Who sits behind a request."""
-        return str(getattr(request, "username", None) or ANYONE)
+        return user_of(request.headers)
 
     def upload(self, files: Sequence[tuple[Path, str]], user: str = ANYONE) -> Watched[tuple[Upload, ...]]:
         """Index uploaded files in a thread of the server: it goes on when the tab is closed; the copies given are

@@ -184,7 +184,8 @@ def _footer(reply: Reply, t: Words) -> str:
     answer = reply.answer
     if answer is None:
         return ""
-    facts = [f'<span class="rt-fact-arm">{escape(reply.arm)}</span>']
+    arm = answer.arm or reply.arm  # a router answers with another than it was asked for
+    facts = [f'<span class="rt-fact-arm">{escape(arm)}</span>']
     if answer.model:
         facts.append(f"<span>{escape(shown_name(answer.model))}</span>")
     if answer.adapter:
@@ -193,7 +194,7 @@ def _footer(reply: Reply, t: Words) -> str:
     facts.append(f"<span>{escape(t('seconds', s=f'{answer.seconds:.1f}'))}</span>")
     facts.append(f"<span>{escape(t('tokens', read=answer.tokens_in, written=answer.tokens_out))}</span>")
     lines = [f'<p class="rt-facts">{"".join(facts)}</p>']
-    if not uses_documents(reply.arm):
+    if not uses_documents(arm):
         lines.append(_aside(t("from-memory")))
     elif not answer.citations and not answer.abstained and reply.text.strip():
         lines.append(_aside(t("no-source-named")))

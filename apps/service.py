@@ -101,7 +101,7 @@ class Service:
         self._settled = threading.Event()
         self._started = threading.Lock()
         self._answerer: Answerer | None = None
-        self._model = threading.Lock()
+        self._named: tuple[Path | None, dict[str, str], Path | None] = (None, {}, None)
         self.gate = Gate(1, config.waiting)
         self._stops: dict[str, threading.Event] = {}
 
@@ -131,7 +131,7 @@ class Service:
         library = Library(Path(folder), retrieval=retrieval, limits=limits)
         served = serving.find_serving(Path(folder), decision=decision)
         settings.setdefault("answer", served.answer)
-        return cls(
+        service = cls(
             library,
             generator=generator or served.generator or serving.STARTER,
             encoder=encoder or library.encoder_name,
@@ -141,6 +141,8 @@ class Service:
             router=None if adapters else _router(served, generator, library.retrieval.reranker),
             **settings,
         )
+        service._named = (decision, {arm: str(path) for arm, path in adapters.items()}, _recorded(library.folder))
+        return service
 
     # ------------------------------------------------------------------ the model
 
@@ -264,10 +266,13 @@ class Service:
 
     def reload(self) -> None:
         """Take over the decision and the adapters that are recorded for this index now; the models stay as they are."""
-        served = serving.find_serving(self.library.folder)
+        decision, adapters, before = self._named  # what was named at the start holds until another decision is recorded
+        named = decision if _recorded(self.library.folder) == before else None
+        served = serving.find_serving(self.library.folder, decision=named)
         self.decision = load_decision(served.decision) if served.decision else None
-        self.adapters, self.picked = dict(served.adapters), dict(served.picked)
-        self.router = _router(served, self._names[0], self.library.retrieval.reranker)
+        self.adapters = {**served.adapters, **({} if named is None and decision else adapters), **served.picked}
+        self.picked = dict(served.picked)
+        self.router = None if adapters else _router(served, self._names[0], self.library.retrieval.reranker)
         if self._answerer is not None:
             from rag.answer import AnswerConfig, Answerer
 
@@ -285,11 +290,6 @@ class Service:
     def generator_name(self) -> str:
         """The name under which the chat model is loaded, as a command line takes it."""
         return self._names[0]
-
-    @property
-    def model_lock(self) -> threading.Lock:
-        """Held while the model works; whoever else uses its weights takes it first."""
-        return self._model
 
     def examples(self, n: int = 3) -> list[str]:
         """Questions to begin with."""
@@ -377,6 +377,14 @@ class Service:
         for i, reply in enumerate(view.replies):
             if not stop.is_set():
                 _answer(answerer, view.question, reply.arm, turns[i], stop, partial(report, i))
+
+
+def _recorded(index: Path) -> Path | None:
+    """The decision recorded for an index; None where there is none that can be served."""
+    try:
+        return serving.find_run(index)
+    except ConfigError:
+        return None
 
 
 def _router(served: serving.Serving, generator: str | None, reranker: str | None) -> Router | None:

@@ -253,13 +253,8 @@ class Workshop:
         if generator is None or not rows:
             raise UsageError("No row could be made of these questions; see the preview.")
         plan = self.plan(knobs)
-        if not self.service.model_lock.acquire(timeout=20):
-            raise UsageError("The model is answering somebody; try again in a moment.")
-        try:
-            with _peak() as peak:
-                tokens, seconds = estimate(plan, rows, generator)
-        finally:
-            self.service.model_lock.release()
+        with self.service.gate.place() as _, _peak() as peak:
+            tokens, seconds = estimate(plan, rows, generator)
         scale = whole / few
         seconds = min(seconds * scale, 60 * plan.minutes) if plan.minutes else seconds * scale
         seen = max(1, max(sum(generator.count_tokens(m["content"]) for m in row.prompt) for row in rows))

@@ -52,7 +52,9 @@ class Scripted(FakeGenerator):
 
     def say(self, messages: Sequence[Message]) -> str:
         prompt = messages[-1]["content"]
-        passages = re.findall(r"^\[(\d)\] (.*?)(?=^\[\d\] |^Question: |^Earlier )", prompt, re.M | re.S)
+        # without its worked examples; the best passage, which is number 1, stands last
+        texts = re.findall(r"^Passage: (.*?)(?=^Passage: |^Question: |^Earlier )", prompt, re.M | re.S)[4:]
+        passages = [(str(n), text) for n, text in enumerate(texts[::-1], 1)]
         question = prompt.rsplit("Question: ", 1)[1]
         if "moon" in question:
             return "Not in the documents."
@@ -92,7 +94,7 @@ class Site:
     def open(self, *, width: int = 1400, height: int = 900, scheme: str = "light", wait: bool = True) -> Any:
         """A new visitor."""
         context = self.browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-        context.set_default_timeout(30_000)
+        context.set_default_timeout(15_000)
         page = context.new_page()
         page.on("request", lambda request: self.requests.append(request.url))
         # Blocked by the policy before it was sent: Chromium lists such requests, too.
