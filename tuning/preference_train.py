@@ -38,6 +38,7 @@ Progress = Callable[[str, int, int, str], None]
 class PreferenceConfig:
     """Settings of a run; names as in KTOConfig, DPOConfig and LoraConfig.
 
+    `learning_rate`: the papers' 5e-6 for full weights, times ten for LoRA, as TRL's guide to PEFT has it.
     `beta`: how far the model may leave the reference; higher is closer. `per_device_train_batch_size`: KTO compares an
     answer with those of its batch, so at least 2. `max_minutes`: no new step begins after this time.
     """
