@@ -102,11 +102,11 @@ class Marginal:
             choice: Choice | None = None
             pieces = ""
             for event in self.work(answerer, [asked]):
-                if isinstance(event, str):
-                    pieces += event
-                    yield Token(event)
-                elif isinstance(event, tuple):
+                if isinstance(event, tuple):
                     choice = event[1]
+                else:  # nothing to show is an event, too: whoever listens may stop here
+                    pieces += event or ""
+                    yield Token(event or "")
         assert choice is not None, "a search that ends without an answer"
         yield from _steps(asked, choice)
         if choice.text != pieces:

@@ -140,33 +140,34 @@ class _Search:
         logits = self.stepper.start(
             {row: prompt for a in entered for row, prompt in zip(a.rows[0], a.group.prompts, strict=True)}
         )
+        values = logits.log_softmax(dim=-1)
         at = 0
         for state in entered:
             count = len(state.group.prompts)
             root = _Beam(0, 0.0, np.zeros(count), state.group.copying)
-            self._choose(state, [root], logits[at : at + count])
+            self._choose(state, [root], values[at : at + count])
             at += count
 
     def step(self, active: Sequence[_Active]) -> None:
         """Append the last chosen token of every beam to all its rows, and choose the next ones."""
         tokens = {row: beam.tokens[-1] for a in active for beam in a.live for row in a.rows[beam.block]}
-        logits = self.stepper.step(tokens)
+        values = self.stepper.step(tokens).log_softmax(dim=-1)
         at = 0
         for state in active:
             size = len(state.live) * len(state.group.prompts)
-            self._choose(state, list(state.live), logits[at : at + size])
+            self._choose(state, list(state.live), values[at : at + size])
             at += size
 
-    def _choose(self, state: _Active, parents: Sequence[_Beam], logits: torch.Tensor) -> None:
-        """The best continuations of a group's beams; `logits` [beams × prompts, vocabulary]."""
+    def _choose(self, state: _Active, parents: Sequence[_Beam], values: torch.Tensor) -> None:
+        """The best continuations of a group's beams; `values` are log-probabilities [beams × prompts, vocabulary]."""
         import torch
 
         count = len(state.group.prompts)
-        each = torch.log_softmax(logits, dim=-1).reshape(len(parents), count, -1)
+        each = values.reshape(len(parents), count, -1)
         weights = torch.tensor(state.group.weights, dtype=torch.float32, device=each.device)
         mixed = torch.logsumexp(each + weights[:, None], dim=1) if count > 1 else each[:, 0]
         state.live = []
-        children: list[tuple[_Beam, int]] = []
+        children: list[_Beam] = []
         for score, parent, token in self._best(parents, mixed):
             if len(children) == self.beams:
                 break
@@ -181,8 +182,8 @@ class _Search:
             if len(child.tokens) >= self.limit or self._stopped(child):
                 state.finished.append(self._done(child, score, by_prompt, closed=False))
                 continue
-            children.append((child, parent))
-        self._keep(state, [child for child, _ in children])
+            children.append(child)
+        self._keep(state, children)
 
     def _best(self, parents: Sequence[_Beam], mixed: torch.Tensor) -> list[tuple[float, int, int]]:
         """(log-probability so far, parent, token), best first; as many as can be needed with every end among them."""
@@ -190,12 +191,13 @@ class _Search:
 
         if any(p.copying is not None for p in parents):
             mixed = torch.stack([self._allowed(p, row) for p, row in zip(parents, mixed, strict=True)])
-        wanted = 1 if self.beams == 1 else self.beams * (1 + len(self.ends)) + self.beams
+        if len(parents) == 1 and self.beams == 1:
+            value, place = mixed[0].max(dim=-1)
+            return [(parents[0].logprob + float(value), 0, int(place))] if value > -np.inf else []
+        wanted = self.beams * (1 + len(self.ends)) + self.beams
         width = mixed.shape[-1]
-        totals = mixed.double() + torch.tensor([p.logprob for p in parents], dtype=torch.float64)[:, None].to(
-            mixed.device
-        )
-        values, places = totals.reshape(-1).topk(min(wanted, totals.numel()))
+        before = torch.tensor([p.logprob for p in parents], dtype=torch.float64, device=mixed.device)
+        values, places = (mixed.double() + before[:, None]).reshape(-1).topk(min(wanted, mixed.numel()))
         found = zip(values.tolist(), places.tolist(), strict=True)
         return [(score, place // width, place % width) for score, place in found if score > -np.inf]
 

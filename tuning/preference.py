@@ -70,7 +70,7 @@ def lm_preference(
     results = []
     for refs, found in zip(answers, passages, strict=True):
         table = np.array([[next(values) for _ in _references(refs)] for _ in found], np.float64)
-        results.append(_best_reference(table.reshape(len(found), -1, 2), score))
+        results.append(_best_reference(table, score) if len(found) else np.zeros((0, 2)))
     return results
 
 
@@ -99,10 +99,10 @@ def measure(values: np.ndarray, score: Score) -> np.ndarray:
 
 
 def _best_reference(table: np.ndarray, score: Score) -> np.ndarray:
-    """[passages, references, 2] → [passages, 2]: the reference that the model prefers; by total log-probability where
-    probabilities have underflowed to a tie."""
-    by = table[..., 1] if score == "mean-logprob" else table[..., 0 if score == "probability" else 1]
-    return table[np.arange(len(table)), by.argmax(axis=1)] if table.size else np.zeros((len(table), 2))
+    """[passages, references, 2] → [passages, 2]: the reference that the model prefers, also where its
+    probability underflows."""
+    by = table[..., 0 if score == "probability" else 1]  # the order of logarithms is that of what they stand for
+    return np.asarray(table[np.arange(len(table)), by.argmax(axis=1)])
 
 
 @dataclass(frozen=True, slots=True)

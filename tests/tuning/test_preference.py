@@ -37,7 +37,6 @@ def naive(generator: LocalGenerator, question: str, answer: str, passage: str, t
     messages = single(question, plain_passage(passage), generator, template=template)
     prompt = generator.prompt_ids(messages)
     said = generator.completion_ids(lead(messages) + answer)
-    generator.model.set_attn_implementation("sdpa")
     with torch.inference_mode():
         logits = generator.model(torch.tensor([[*prompt, *said]])).logits[0].float()
     values = torch.log_softmax(logits, dim=-1)[range(len(prompt) - 1, len(prompt) + len(said) - 1), said]
