@@ -52,10 +52,11 @@ class Scripted(FakeGenerator):
 
     def say(self, messages: Sequence[Message]) -> str:
         prompt = messages[-1]["content"]
-        # without its worked examples; the best passage, which is number 1, stands last
-        texts = re.findall(r"^Passage: (.*?)(?=^Passage: |^Question: |^Earlier )", prompt, re.M | re.S)[4:]
-        passages = [(str(n), text) for n, text in enumerate(texts[::-1], 1)]
-        question = prompt.rsplit("Question: ", 1)[1]
+        passages = re.findall(r"^\[(\d)\] (.*?)(?=^\[\d\] |^Question: |^Earlier )", prompt, re.M | re.S)
+        if not passages:  # the style for untuned models: after its worked examples; the best, number 1, stands last
+            texts = re.findall(r"^Passage: (.*?)(?=^Passage: |^Question: |^Earlier )", prompt, re.M | re.S)[4:]
+            passages = [(str(n), text) for n, text in enumerate(texts[::-1], 1)][::-1]
+        question = prompt.rsplit("Question: ", 1)[1].removesuffix("\nAnswer:")
         if "moon" in question:
             return "Not in the documents."
         if not passages:
@@ -94,7 +95,7 @@ class Site:
     def open(self, *, width: int = 1400, height: int = 900, scheme: str = "light", wait: bool = True) -> Any:
         """A new visitor."""
         context = self.browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(30_000)
         page = context.new_page()
         page.on("request", lambda request: self.requests.append(request.url))
         # Blocked by the policy before it was sent: Chromium lists such requests, too.
