@@ -137,8 +137,11 @@ def estimate(plan: Plan, rows: Sequence[Row], generator: Generator) -> tuple[int
     begin = time.perf_counter()
     generator.score([row.prompt for row in few], [row.completion for row in few])
     seconds = time.perf_counter() - begin
-    length = {row.id: sum(generator.count_tokens(m["content"]) for m in row.prompt) for row in (*rows, *few)}
-    seen = sum(length[row.id] for row in few)
-    total = int(sum(length[row.id] for row in rows) * plan.config().num_train_epochs)
+
+    def length(row: Row) -> int:
+        return sum(map(generator.count_tokens, (row.completion, *(m["content"] for m in row.prompt))))
+
+    seen = sum(map(length, few))
+    total = int(sum(map(length, rows)) * plan.config().num_train_epochs)
     took = 3 * seconds * total / max(1, seen)
     return total, min(took, 60 * plan.minutes) if plan.minutes else took

@@ -476,6 +476,24 @@ def test_questions_together_are_answered_as_one_by_one(trained: Path, retriever:
             assert a["text"] == b["text"] and a["score"] == pytest.approx(b["score"], abs=2e-3)
 
 
+def test_training_and_serving_see_the_same_ids(generator: LocalGenerator) -> None:
+    from rag.reflection_stream import Part, Stream
+    from rag.self_rag_parts import Beam, Candidate
+    from rag.self_rag_tree import Tree
+    from rag.types import Chunk, Passage
+
+    ids = TokenIds.of(generator.tokenizer.get_added_vocab())
+    assert ids is not None
+    text = f"the bridge {CLOSE} is 420 {RELEVANT} metres"
+    chunk = Chunk("c", "d", "s", 0, len(text), text, None, ("the mayor", "orrin"))
+    tree = Tree(generator, ids, SelfRagConfig(), segment_tokens=8)
+    served = tree._opening(Candidate(Beam(0), RETRIEVAL, Passage(chunk, 1, 1.0)), 500)
+    row = Stream((Part(RETRIEVAL, "a b", ("the mayor › orrin", text), RELEVANT, FULL),), 5).render()
+    trained = ids.encode(row, generator.tokens)
+    assert trained[: len(served)] == served
+    assert trained[len(served) :] == [ids[RELEVANT], *generator.tokens.ids("a b"), ids[FULL], ids[IS_USE[4]]]
+
+
 def test_a_passage_scores_the_same_alone_and_beside_others(trained: Path, retriever: Retriever) -> None:
     generator = plain_generator()
     found = retriever.search(QUESTION, 3)

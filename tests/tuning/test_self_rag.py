@@ -121,6 +121,37 @@ def test_new_rows_begin_as_the_mean_and_nothing_else_of_the_embeddings_is_traine
     assert again.reused
 
 
+def test_a_base_that_has_some_of_the_tokens_keeps_their_rows_and_trains_all(tmp_path: Path) -> None:
+    import torch
+
+    from rag.generator import LocalGenerator
+    from rag.reflection_tokens import extended
+    from tuning.added import with_rows
+
+    def base() -> tuple[Any, Any, str]:
+        model, tokenizer, _ = tiny_base()
+        some, _ = extended(tokenizer, (RELEVANT, OPEN))
+        torch.manual_seed(1)
+        model.resize_token_embeddings(len(some), mean_resizing=False)
+        return model, some, "tiny-with-two"
+
+    model, some, _ = base()
+    _, added = added_tokens(some, TrainConfig(added_tokens=TOKENS))
+    before = model.get_input_embeddings().weight.detach().clone()
+    after = with_rows(model, len(some), added).get_input_embeddings().weight
+    assert torch.equal(after[: len(before)], before) and len(after) == len(before) + 13
+
+    said = f"{RETRIEVAL}{OPEN}a b{CLOSE}{RELEVANT}a{FULL}{IS_USE[4]}"
+    rows = [Row("q", "answer", ({"role": "user", "content": "when ?"},), said)]
+    out = train(rows, base=base(), out=tmp_path / "a", config=TrainConfig(added_tokens=TOKENS)).adapter
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert config["trainable_token_indices"] == sorted(added.values())
+    model, some, fingerprint = base()
+    generator = LocalGenerator(model, some, name="tiny", fingerprint=fingerprint)
+    assert generator.added_tokens(out) == added
+    assert torch.equal(generator.model.get_input_embeddings().weight, base()[0].get_input_embeddings().weight)
+
+
 # --------------------------------------------------------------------------------------------------------------- gold
 
 
