@@ -110,8 +110,8 @@ def model_card(record: Mapping[str, Any]) -> str:
 _USE = {
     "rag": "Answering questions from passages that retrieval found, with the retriever and prompt it was trained with.",
     "closed-book": "Answering questions of its domain without documents. It cannot cite and may state wrong facts.",
-    "self-rag": "Answering questions from one passage at a time, with tokens that judge passage and answer (the tokenizer "
-    "is in this folder). Its judgements are learnt from the questions it was trained on, and can be wrong.",
+    "self-rag": "Answering questions from one passage at a time, with tokens that judge passage and answer (their "
+    "tokenizer is in this folder). Its judgements are learnt from the questions it was trained on, and can be wrong.",
     "critic": "Judging passages and answers for the recipe self-rag. It does not answer questions.",
 }
 
