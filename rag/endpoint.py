@@ -23,7 +23,7 @@ import numpy as np
 
 from rag.errors import ConfigError, EndpointError, UnknownModel
 from rag.names import ENDPOINT_PREFIX
-from rag.protocols import Decoding, Generation, Message, Progress
+from rag.protocols import Decoding, Generation, Message, Progress, as_chat
 from rag.types import content_hash
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class EndpointGenerator:
             )
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": [dict(m) for m in messages],
+            "messages": as_chat(messages),
             "max_tokens": decoding.max_new_tokens,
             "temperature": decoding.temperature,
         }
@@ -208,7 +208,7 @@ class EndpointGenerator:
 
     def _score_one(self, messages: Sequence[Message], completion: str) -> np.ndarray:
         base = {"model": self.model, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
-        asked = [dict(m) for m in messages]
+        asked = as_chat(messages)
         said = [*asked, {"role": "assistant", "content": completion}]
         prompt = self._prompt_logprobs({**base, "messages": asked, "add_generation_prompt": True})
         whole = self._prompt_logprobs({**base, "messages": said, "add_generation_prompt": False})

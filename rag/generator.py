@@ -17,7 +17,7 @@ from rag.decode import Job, TextStream, run
 from rag.errors import ConfigError, ModelError
 from rag.hardware import pick_device, pick_dtype
 from rag.names import ModelFolder, resolve
-from rag.protocols import Decoding, Generation, Message, Progress
+from rag.protocols import Decoding, Generation, Message, Progress, is_begun
 from rag.scoring import score_rows
 from rag.starters import quiet, weights_fingerprint
 from rag.tokens import ChatTokens, tokenizer_hash
@@ -160,8 +160,7 @@ class LocalGenerator:
         """What an answer of at most `limit` tokens may be, where the decoding restricts it; None where it does not."""
         if decoding.copy_from is None and not decoding.copy_options:
             return None
-        begun = messages[-1]["role"] == "assistant" and not messages[-1]["content"][-1:].isspace()
-        lead = " " if begun else ""
+        lead = " " if is_begun(messages) else ""
         tables = [self._table(text, lead, whole=False) for text in decoding.copy_from or ()]
         return CopyState([*tables, *(self._table(o, lead, whole=True) for o in decoding.copy_options)], limit)
 

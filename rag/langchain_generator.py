@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rag.errors import AdapterMismatch, EndpointError, UsageError
-from rag.protocols import Decoding, Generation, Message, Progress
+from rag.protocols import Decoding, Generation, Message, Progress, as_chat
 from rag.types import content_hash
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class LangChainGenerator:
 
     def _one(self, prompt: Sequence[Message], decoding: Decoding) -> Generation:
         try:
-            message = self.model.invoke(list(prompt), **self._arguments(decoding))
+            message = self.model.invoke(as_chat(prompt), **self._arguments(decoding))
         except Exception as error:  # each provider raises its own kind
             raise self._failed(error) from error
         text = _cut_at_stop(_plain(message), decoding.stop)
@@ -115,7 +115,7 @@ class LangChainGenerator:
         held = ""
         longest = max((len(stop) for stop in decoding.stop), default=1)
         try:
-            for chunk in self.model.stream(list(messages), **self._arguments(decoding)):
+            for chunk in self.model.stream(as_chat(messages), **self._arguments(decoding)):
                 held += _plain(chunk)
                 if (cut := _cut_at_stop(held, decoding.stop)) != held:
                     held = cut

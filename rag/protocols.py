@@ -2,7 +2,8 @@
 
 Kept apart from `rag.models` so that code and tests that only *use* models import neither torch nor transformers.
 A message is `{"role": "system" | "user" | "assistant", "content": str}`, as a tokenizer's chat template takes it.
-Where the last message is the assistant's, it is the beginning of the answer, and the model continues it.
+Where the last message is the assistant's, it is the beginning of the answer, and the model continues it. A single
+message of the role `TEXT` is plain text to be continued without a chat template (to an endpoint it goes as the user's).
 """
 
 from __future__ import annotations
@@ -16,6 +17,20 @@ if TYPE_CHECKING:
     import numpy as np
 
 Message: TypeAlias = dict[str, str]
+TEXT = "text"
+
+
+def as_chat(messages: Sequence[Message]) -> list[Message]:
+    """The messages for models that are only reached as a chat: plain text becomes the user's turn."""
+    return [{**m, "role": "user" if m["role"] == TEXT else m["role"]} for m in messages]
+
+
+def is_begun(messages: Sequence[Message]) -> bool:
+    """Whether the last message is continued in the same line, so that an answer begins with a space."""
+    last = messages[-1]
+    return last["role"] in ("assistant", TEXT) and not last["content"][-1:].isspace()
+
+
 Progress: TypeAlias = Callable[[int, int], None]
 """Called as progress(done, total) from the thread that works; may raise KeyboardInterrupt to stop."""
 

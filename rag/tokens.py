@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rag.errors import ModelError
-from rag.protocols import Message
+from rag.protocols import TEXT, Message
 from rag.types import content_hash
 
 
@@ -57,8 +57,12 @@ class ChatTokens:
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The chat template over `messages`, ready for the assistant's turn; without a template, the contents alone.
 
-        Where the last message is the assistant's, it is the beginning of the answer, and the model continues it.
+        Where the last message is the assistant's, it is the beginning of the answer, and the model continues it. A
+        single message of the role "text" is continued as it stands, without the template.
         """
+        if len(messages) == 1 and messages[0]["role"] == TEXT:
+            encoded = self.tokenizer(self.harmless(messages[0]["content"]), truncation=False, verbose=False)
+            return [int(token) for token in encoded["input_ids"]]
         begun = bool(messages) and messages[-1]["role"] == "assistant"
         clean = [{**message, "content": self.harmless(message["content"])} for message in messages]
         if not self.tokenizer.chat_template:

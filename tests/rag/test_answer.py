@@ -49,7 +49,7 @@ def test_closed_book_arms_retrieve_nothing(retriever: Retriever) -> None:
     generator = FakeGenerator("I guess 300 metres")
     events = list(Answerer(generator, retriever).stream("How long is the Orrin bridge?", arm="base"))
     assert not any(isinstance(e, (Searching, Retrieved)) for e in events)
-    assert "420" not in generator.calls[0].messages[-2]["content"]
+    assert "420" not in generator.calls[0].messages[-1]["content"]
     last = events[-1]
     assert isinstance(last, Finished) and last.answer.passages == () and last.answer.citations == ()
 
@@ -62,7 +62,7 @@ def test_tuned_arms_answer_through_their_adapter_and_without_examples(retriever:
     assert answerer.answer("How long?", arm="base").adapter is None
     assert [c.adapter for c in generator.calls] == ["A", "B", None]
     assert len(generator.calls[1].messages) == 2  # system and user: no worked examples
-    assert len(generator.calls[2].messages) > 2
+    assert [m["role"] for m in generator.calls[2].messages] == ["text"]
 
 
 def test_an_arm_without_adapter_is_refused_with_the_way_out(retriever: Retriever) -> None:
@@ -84,7 +84,7 @@ def test_frozen_retrievals_are_used_as_they_are(retriever: Retriever) -> None:
 
 def test_many_answers_equal_single_answers(retriever: Retriever) -> None:
     questions = ["How long is the Orrin bridge?", "When does the Skarn ferry sail?"]
-    answerer = Answerer(FakeGenerator(lambda m: m[-2]["content"].split("Question: ")[1][:12]), retriever)
+    answerer = Answerer(FakeGenerator(lambda m: m[-1]["content"].rsplit("Question: ")[-1][:12]), retriever)
     many = answerer.answer_many(questions, arm="rag")
     single = [answerer.answer(q) for q in questions]
     assert [a.text for a in many] == [a.text for a in single]

@@ -58,11 +58,16 @@ def test_history_stands_before_the_question_without_markers() -> None:
     assert "Q: Who?\nA: Ada\n\nQuestion: And now?" in text
 
 
-def test_examples_are_the_same_for_every_question_and_the_answer_is_begun() -> None:
-    one = render("Q1", [passage(1, "x")], count_tokens=count, style="examples").messages
-    two = render("Q2", [passage(1, "y")], count_tokens=count, style="examples").messages
-    assert one[-1] == two[-1] == {"role": "assistant", "content": "Answer:"}
-    assert one[-2] != two[-2] and one[:-2] == two[:-2] and len(one) > 3
+def test_examples_are_one_text_that_is_the_same_for_every_question_and_begins_the_answer() -> None:
+    (one,) = render("Q1", [passage(1, "x"), passage(2, "z")], count_tokens=count, style="examples").messages
+    (two,) = render("Q2", [passage(1, "y")], count_tokens=count, style="examples").messages
+    assert one["role"] == two["role"] == "text"
+    worked, asked = one["content"].rsplit("\n\n", 1)
+    assert asked == "Passage: z\nPassage: x\nQuestion: Q1\nAnswer:"
+    assert two["content"] == f"{worked}\n\nPassage: y\nQuestion: Q2\nAnswer:"
+    assert worked.count("\nAnswer: ") == 4 and worked.startswith("Passage: The Orrin bridge")
+    (closed,) = render("Q1", count_tokens=count, style="examples", closed_book=True).messages
+    assert closed["content"].endswith("\n\nQuestion: Q1\nAnswer:") and "Passage" not in closed["content"]
 
 
 @pytest.mark.parametrize(
