@@ -1,12 +1,13 @@
 """Teacher-forced log-probabilities: how likely the model finds given answers, token by token.
 
-The output layer runs only on positions that predict a completion token, in bounded pieces, and rows that share a
-prompt (several candidate answers to one question) run that prompt once.
+The output layer runs only on positions that predict a completion token, in bounded pieces. What all prompts have in
+common runs once, and so does a prompt that several rows share (candidate answers to one question).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,18 @@ if TYPE_CHECKING:
     import torch
 
 KEPT_POSITIONS = 512  # of these, fp32 logits over 50k tokens take 100 MB
+GROUPS = 8
+"""Prompts with several completions each whose keys and values are held at once."""
 Row = tuple[Sequence[int], Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A row to be scored: its number, how many of its prompt's tokens were run before, and the slot that holds them."""
+
+    row: int
+    past: int
+    slot: int
 
 
 def score_rows(make_backend: Callable[[int, int], Any], rows: Sequence[Row]) -> list[np.ndarray]:
@@ -32,88 +44,118 @@ def score_rows(make_backend: Callable[[int, int], Any], rows: Sequence[Row]) -> 
     """
     if not rows:
         return []
-    backend = make_backend(max(len(prompt) + len(completion) for prompt, completion in rows), 1)
+    order = sorted(range(len(rows)), key=lambda i: (list(rows[i][0]), len(rows[i][1])))
+    groups, alone = list[list[int]](), list[int]()
+    for _, members in groupby(order, key=lambda i: list(rows[i][0])):
+        group = list(members)
+        several = len(group) > 1 and len(rows[group[0]][0]) >= MIN_SHARED
+        groups += [group] if several else []
+        alone += [] if several else group
+    longest = max(len(prompt) + len(completion) for prompt, completion in rows)
+    backend = make_backend(longest, min(len(groups), GROUPS) + 1)
     results: dict[int, np.ndarray] = {}
     if isinstance(backend, PlainBackend):
         results = {i: _score_plain(backend.model, row) for i, row in enumerate(rows)}
     else:
-        order = sorted(range(len(rows)), key=lambda i: (list(rows[i][0]), len(rows[i][1])))
-        alone: list[int] = []
-        for _, members in groupby(order, key=lambda i: list(rows[i][0])):
-            group = list(members)
-            if len(group) > 1 and len(rows[group[0]][0]) >= MIN_SHARED:
-                _score_group(backend, rows, group, results)
-            else:
-                alone += group
-        if alone:
-            _score_group(backend, rows, sorted(alone, key=lambda i: -len(rows[i][0])), results)
+        _score_packed(backend, rows, groups, alone, results)
     bad = [i for i, values in results.items() if not np.isfinite(values).all()]
     if bad:
         raise NumericalError(f"The model gave no finite log-probability for rows {sorted(bad)[:10]}. Try --dtype fp32.")
     return [results[i] for i in range(len(rows))]
 
 
-def _score_group(backend: PackedBackend, rows: Sequence[Row], group: list[int], results: dict[int, np.ndarray]) -> None:
-    """Rows whose prompts begin alike: the common beginning runs once, the rest packed into bounded passes."""
-    shared = common_prefix([rows[i][0] for i in group]) if len(group) > 1 else 0
+def _score_packed(
+    backend: PackedBackend,
+    rows: Sequence[Row],
+    groups: Sequence[list[int]],
+    alone: Sequence[int],
+    results: dict[int, np.ndarray],
+) -> None:
+    """The beginning that all prompts share runs once, then what each prompt of a group adds, then what is scored."""
+    shared = common_prefix([prompt for prompt, _ in rows]) if len(rows) > 1 else 0
     shared = shared if shared >= MIN_SHARED else 0
-    backend.share(rows[group[0]][0][:shared])
-    pack: list[int] = []
+    backend.share(rows[0][0][:shared])
+    slots = backend.slots - 1  # the last one is for rows in pieces
+    if not slots:
+        alone, groups = [*alone, *(i for group in groups for i in group)], []
+    single = [Place(i, shared, backend.slots) for i in sorted(alone, key=lambda i: -len(rows[i][0]))]
+    _score_places(backend, rows, single, results)
+    for begin in range(0, len(groups), max(1, slots)):
+        batch = groups[begin : begin + slots]
+        stems = [rows[group[0]][0][shared:-1] for group in batch]
+        if any(stems):
+            backend.admit([(slot, stem) for slot, stem in enumerate(stems) if stem])
+        places = [
+            Place(i, len(rows[i][0]) - 1, slot if stems[slot] else backend.slots)
+            for slot, group in enumerate(batch)
+            for i in group
+        ]
+        _score_places(backend, rows, places, results)
+
+
+def _score_places(
+    backend: PackedBackend, rows: Sequence[Row], places: Sequence[Place], results: dict[int, np.ndarray]
+) -> None:
+    """Rows side by side in bounded passes."""
+    pack: list[Place] = []
     tokens = positions = 0
-    for i in [*group, None]:
-        size = len(rows[i][0]) + len(rows[i][1]) - shared if i is not None else 0
-        full = i is None or tokens + size > backend.prefill_tokens or positions + len(rows[i][1]) > KEPT_POSITIONS
+    for place in [*places, None]:
+        row = rows[place.row] if place is not None else ((), ())
+        size = len(row[0]) + len(row[1]) - place.past if place is not None else 0
+        full = place is None or tokens + size > backend.prefill_tokens or positions + len(row[1]) > KEPT_POSITIONS
         if full and pack:
-            _score_pack(backend, rows, pack, shared, results)
+            _score_pack(backend, rows, pack, results)
             pack, tokens, positions = [], 0, 0
-        if i is None:
+        if place is None:
             return
-        if size > backend.prefill_tokens or len(rows[i][1]) > KEPT_POSITIONS:
-            results[i] = _score_long(backend, rows[i], shared)
+        if size > backend.prefill_tokens or len(row[1]) > KEPT_POSITIONS:
+            results[place.row] = _score_long(backend, row, place)
             continue
-        pack.append(i)
+        pack.append(place)
         tokens += size
-        positions += len(rows[i][1])
+        positions += len(row[1])
 
 
 def _score_pack(
-    backend: PackedBackend, rows: Sequence[Row], pack: list[int], shared: int, results: dict[int, np.ndarray]
+    backend: PackedBackend, rows: Sequence[Row], pack: Sequence[Place], results: dict[int, np.ndarray]
 ) -> None:
     segments: list[Segment] = []
     keep: list[int] = []
     targets: list[int] = []
     end = 0
-    for i in pack:
-        prompt, completion = rows[i]
-        ids = [*prompt[shared:], *completion[:-1]]
-        segments.append(Segment(ids, shared, backend.slots))
+    for place in pack:
+        prompt, completion = rows[place.row]
+        ids = [*prompt[place.past :], *completion[:-1]]
+        segments.append(Segment(ids, place.past, place.slot))
         end += len(ids)
         keep += range(end - len(completion), end)
         targets += completion
     values = _logprobs(backend.forward(segments, keep), targets)
     begin = 0
-    for i in pack:
-        results[i] = values[begin : begin + len(rows[i][1])]
-        begin += len(rows[i][1])
+    for place in pack:
+        size = len(rows[place.row][1])
+        results[place.row] = values[begin : begin + size]
+        begin += size
 
 
-def _score_long(backend: PackedBackend, row: Row, shared: int) -> np.ndarray:
+def _score_long(backend: PackedBackend, row: Row, place: Place) -> np.ndarray:
     """A row too long for one pass, in pieces that build on the slot of the pieces before."""
     prompt, completion = row
+    scratch = backend.slots - 1
     ids = [*prompt, *completion[:-1]]
     targets = [-1] * (len(prompt) - 1) + list(completion)
     parts: list[np.ndarray] = []
-    at, source = shared, backend.slots
+    at, source = place.past, place.slot
     while at < len(ids):
         scored = at >= len(prompt) - 1
         end = min(len(ids), at + (KEPT_POSITIONS if scored else backend.prefill_tokens))
         end = end if scored else min(end, len(prompt) - 1)
         wanted = targets[at:end] if scored else []
         keep = list(range(end - at)) if scored else [0]
-        logits = backend.forward([Segment(ids[at:end], at, source, 0)], keep)
+        logits = backend.forward([Segment(ids[at:end], at, source, scratch)], keep)
         if scored:
             parts.append(_logprobs(logits, wanted))
-        at, source = end, 0
+        at, source = end, scratch
     return np.concatenate(parts)
 
 

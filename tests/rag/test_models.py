@@ -491,8 +491,9 @@ def test_scores_equal_a_naive_loop() -> None:
         np.testing.assert_allclose(values, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("slots", [1, 2, 4])
 @pytest.mark.parametrize("kept", [4, 512])
-def test_scores_in_pieces_equal_a_naive_loop(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_in_pieces_equal_a_naive_loop(kept: int, slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from rag import scoring
 
     monkeypatch.setattr(scoring, "KEPT_POSITIONS", kept)
@@ -501,10 +502,10 @@ def test_scores_in_pieces_equal_a_naive_loop(kept: int, monkeypatch: pytest.Monk
     random = np.random.default_rng(2)
     head = random.integers(3, 499, 30).tolist()
     rows = [([*head, *random.integers(3, 499, a).tolist()], random.integers(3, 499, b).tolist()) for a, b in SIZES]
-    rows += [(rows[0][0], [5, 6, 7]), (rows[0][0], [9])]
+    rows += [(rows[at][0], said) for at in (0, 2, 4) for said in ([5, 6, 7], [9])]  # prompts of several completions
 
     def make(capacity: int, count: int) -> Any:
-        backend = PackedBackend(model, slots=1, capacity=capacity)
+        backend = PackedBackend(model, slots=slots, capacity=capacity)
         backend.prefill_tokens = 48
         return backend
 
