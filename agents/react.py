@@ -67,7 +67,7 @@ def _shot(trace: dict[str, Any]) -> Shot:
     return Shot(trace["question"], tuple(moves))
 
 
-class AgentMode:
+class ReactMode:
     """See `rag.modes.Mode`. Keeps what all runs share (word statistics, tables); the state of a run is its own."""
 
     def __init__(
@@ -79,11 +79,11 @@ class AgentMode:
     def stream(self, answerer: Answerer, question: str, *, arm: str, history: Sequence[Turn] = ()) -> Iterator[Event]:
         """Each thought, action and observation as it happens; closing the iterator stops between two steps."""
         began = time.perf_counter()
-        corpus = self._corpus(answerer)
+        corpus = self.corpus(answerer)
         yield Searching(question, len(corpus.index.chunks))
         with answerer.generator.adapter(answerer.adapters.get(arm)):
-            talker = speaker(answerer.generator, context_tokens=self._window(answerer))
-            run = self._run(answerer, corpus, question, talker.traits, history)
+            talker = speaker(answerer.generator, context_tokens=self.window(answerer))
+            run = self.run(answerer, question, talker.traits, history=history)
             steps = drive(run, talker, make_voter(answerer))
             try:
                 while True:
@@ -110,18 +110,20 @@ class AgentMode:
         """One answer for each question, several runs side by side. Frozen retrievals are not used: an agent writes its
         own queries. `seconds` of an answer is the batch's time divided by its questions."""
         began = time.perf_counter()
-        corpus = self._corpus(answerer)
         if not questions:
             return []
         with answerer.generator.adapter(answerer.adapters.get(arm)):
             rows = min(ROWS, len(questions))
-            talker = speaker(answerer.generator, rows=rows, context_tokens=self._window(answerer))
-            runs = [self._run(answerer, corpus, q, talker.traits, (), i) for i, q in enumerate(questions)]
+            talker = speaker(answerer.generator, rows=rows, context_tokens=self.window(answerer))
+            runs = [
+                self.run(answerer, q, talker.traits, seed=self.config.seed + 1000 * i) for i, q in enumerate(questions)
+            ]
             outcomes = drive_many(runs, talker, make_voter(answerer), progress=progress)
         seconds = (time.perf_counter() - began) / len(questions)
         return [self._answer(answerer, arm, r, o, seconds) for r, o in zip(runs, outcomes, strict=True)]
 
-    def _corpus(self, answerer: Answerer) -> Corpus:
+    def corpus(self, answerer: Answerer) -> Corpus:
+        """What the runs over this answerer's index share."""
         retriever = answerer.retriever
         if retriever is None:
             raise UsageError(
@@ -131,24 +133,24 @@ class AgentMode:
             self._corpora[id(retriever)] = Corpus(retriever)
         return self._corpora[id(retriever)]
 
-    def _window(self, answerer: Answerer) -> int:
+    def window(self, answerer: Answerer) -> int:
+        """Tokens of the longest conversation with this generator."""
         return min(self.config.context_tokens, answerer.generator.context_window)
 
-    def _run(
+    def run(
         self,
         answerer: Answerer,
-        corpus: Corpus,
         question: str,
         traits: Traits,
-        history: Sequence[Turn],
-        number: int = 0,
+        *,
+        history: Sequence[Turn] = (),
+        **changes: Any,
     ) -> Run:
-        config = replace(
-            self.config, context_tokens=max(256, self._window(answerer)), seed=self.config.seed + 1000 * number
-        )
-        toolkit = self.toolkit(corpus)
+        """A new run of one question; `changes` are fields of its config (seed, temperature)."""
+        corpus = self.corpus(answerer)
+        config = replace(self.config, context_tokens=max(256, self.window(answerer)), **changes)
         shots = self.bank.nearest(question, config.shots, corpus) if self.bank is not None else []
-        return Run(question, toolkit, config, traits, history=history, shots=shots)
+        return Run(question, self.toolkit(corpus), config, traits, history=history, shots=shots)
 
     def toolkit(self, corpus: Corpus) -> Toolkit:
         """The tools of a new run."""

@@ -120,6 +120,7 @@ def tune(
     recipe: str,
     start: Path | None,
     instructions: Path | None,
+    eta: float | None,
     critic: Path | None,
     method: str,
     epochs: float | None,
@@ -144,6 +145,17 @@ def tune(
             epochs=epochs,
             learning_rate=learning_rate, minutes=minutes, answer=answer_config(k), encoder=encoder,
             generator=generator, seed=seed, console=console,
+        )  # fmt: skip
+    if recipe == "agent":
+        from apps.agent_tuning import tune_agent
+
+        plan = Plan(
+            generator or STARTER, recipe, method, epochs, learning_rate, minutes, seed, restart,
+            instructions=instructions,
+        )  # fmt: skip
+        return tune_agent(
+            index, plan, traces=questions, eta=eta, out=out, dry_run=dry_run, encoder=encoder, console=console,
+            test=read_questions(test, skip_broken=skip_broken, console=console) if test else [],
         )  # fmt: skip
     if start is not None:
         raise UsageError("--start goes with --recipe preference; the other recipes begin from the generator itself.")

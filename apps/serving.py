@@ -279,12 +279,12 @@ def make_retriever(index: Index, *, k: int | None, mode: str = "hybrid", reranke
 
 
 def adapter_arm(folder: Path) -> str:
-    """The arm that an adapter was made for, by its record: self-rag where it was trained with that recipe."""
+    """The arm that an adapter was made for, by its record: self-rag and agent where they name the recipe."""
     try:
         recipe = json.loads((folder / "ragtune.json").read_text(encoding="utf-8")).get("recipe")
     except (OSError, ValueError, AttributeError):
         recipe = None  # an adapter from elsewhere; loading it says what is wrong with it
-    return "self-rag" if recipe == "self-rag" else "tuned+rag"
+    return str(recipe) if recipe in ("self-rag", "agent") else "tuned+rag"
 
 
 def self_rag_mode(k: int | None, delta: float | None) -> Mode:

@@ -22,6 +22,8 @@ BUILTIN: dict[str, str] = {
     "rag-token": "rag.marginal:RagToken",
     "replug": "rag.marginal:Replug",
     "ra-dit": "rag.marginal:RaDit",
+    "iterative": "rag.iterative:Iterative",
+    "flare": "rag.flare:Flare",
 }
 """arm -> "module:class" of modes in this package; the class is made without arguments, when its arm is first used."""
 

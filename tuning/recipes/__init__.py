@@ -10,7 +10,7 @@ from rag.errors import ConfigError
 if TYPE_CHECKING:
     from tuning.retriever_config import RetrieverConfig
 
-NAMES = ("rag", "closed-book", "self-rag", "ra-dit")
+NAMES = ("rag", "closed-book", "self-rag", "ra-dit", "agent")
 
 RETRIEVER = {
     "retriever": "retriever:TRAIN",
