@@ -334,7 +334,7 @@ def resolve(command: str, given: Mapping[str, Any], environment: Mapping[str, st
     values = {name: given[name] for name in spec.positionals}
     for key in spec.options:
         option, variable = OPTIONS[key], f"RAGTUNE_{key.upper()}"
-        if given.get(key) not in (None, False):
+        if given.get(key) is not None and given[key] is not False:
             values[key] = given[key]
         elif not option.flag and environment.get(variable):
             values[key] = _convert(option, environment[variable], f"the environment variable {variable}")
