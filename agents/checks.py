@@ -11,7 +11,7 @@ from rag import metrics
 from rag.answer import AnswerConfig, Answerer
 from rag.errors import EndpointError
 from rag.evaluate import plain_text
-from rag.protocols import Generator
+from rag.protocols import Generator, is_begun
 from rag.statistics import Interval, paired_bootstrap, wilson
 from rag.types import Question
 
@@ -151,7 +151,8 @@ class GeneralSuite:
         prompts = [answerer.render(question, (), arm=arm).messages for question in asked]
         try:
             with self.generator.adapter(adapter):
-                scored = self.generator.score(prompts, [gold[0] for _, gold in GENERAL])
+                texts = [" " * is_begun(p) + gold[0] for p, (_, gold) in zip(prompts, GENERAL, strict=True)]
+                scored = self.generator.score(prompts, texts)
         except EndpointError:
             return np.array(right), None
         return np.array(right), np.array([float(np.mean(tokens[:-1])) for tokens in scored])

@@ -234,7 +234,7 @@ class Feedback:
     # -------------------------------------------------------------------- exporting
 
     def unpaired(self, *, user: str | None = None, style: Style = "short") -> list[dict[str, Any]]:
-        """TRL's unpaired preference form: {"prompt": [messages], "completion": [message], "label": bool}.
+        """TRL's unpaired preference form: {"prompt", "completion", "label"}, texts or messages as the style has them.
 
         Choices count as one good and one bad row, a correction as a good row beside the bad one. Replies whose passages
         were deleted since are left out.
@@ -247,7 +247,7 @@ class Feedback:
         for choice in self.choices(user=user):
             rows += [(choice.chosen, choice.chosen.answer, True), (choice.rejected, choice.rejected.answer, False)]
         return [
-            {"prompt": prompt_of(shown, style), "completion": _assistant(text), "label": label}
+            {**_said(prompt_of(shown, style), completion=text), "label": label}
             for shown, text, label in rows
             if usable(shown)
         ]
@@ -264,15 +264,12 @@ class Feedback:
             same = prompt_of(chosen, style) == prompt_of(rejected, style)
             if same and chosen.answer != rejected.answer and usable(chosen) and usable(rejected):
                 made.append((chosen, chosen.answer, rejected.answer))
-        return [
-            {"prompt": prompt_of(shown, style), "chosen": _assistant(good), "rejected": _assistant(bad)}
-            for shown, good, bad in made
-        ]
+        return [_said(prompt_of(shown, style), chosen=good, rejected=bad) for shown, good, bad in made]
 
     def corrections(self, *, user: str | None = None, style: Style = "short") -> list[dict[str, Any]]:
         """TRL's prompt-completion rows: the prompt as it was, and the answer a person typed."""
         return [
-            {"prompt": prompt_of(vote.shown, style), "completion": _assistant(vote.correction)}
+            _said(prompt_of(vote.shown, style), completion=vote.correction)
             for vote in self.ratings(user=user)
             if vote.correction and usable(vote.shown)
         ]
@@ -350,8 +347,14 @@ def prompt_of(shown: Shown, style: Style = "short") -> list[dict[str, str]]:
     return made.messages
 
 
-def _assistant(text: str) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": text.strip()}]
+def _said(prompt: list[dict[str, str]], **answers: str) -> dict[str, Any]:
+    """A row in TRL's form: the prompt, and what was answered under each of these names."""
+    from rag.prompt import as_trl
+
+    return {
+        "prompt": as_trl(prompt, "")[0],
+        **{name: as_trl(prompt, text.strip())[1] for name, text in answers.items()},
+    }
 
 
 def _evidence(passages: Sequence[Passage], answer: str) -> tuple[Evidence, ...]:

@@ -130,6 +130,7 @@ def _measure(
     """Separation of held-out good and bad answers, and the metrics on test questions."""
     from rag.answer import Answerer
     from rag.evaluate import evaluate
+    from rag.protocols import is_begun
     from tuning.preference_train import separation, singles
 
     found: dict[str, Any] = {}
@@ -137,7 +138,7 @@ def _measure(
     if rows:
         console.progress("weighing held-out ratings", 0, len(rows))
         with model.adapter(str(adapter) if adapter else None):
-            scores = model.score([row.prompt for row in rows], [row.completion for row in rows])
+            scores = model.score([r.prompt for r in rows], [" " * is_begun(r.prompt) + r.completion for r in rows])
         means = [float(score.mean()) for score in scores]
         good = [m for m, row in zip(means, rows, strict=True) if row.good]
         bad = [m for m, row in zip(means, rows, strict=True) if not row.good]

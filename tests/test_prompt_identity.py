@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rag.answer import AnswerConfig, Answerer
-from rag.prompt import ABSTAIN, PROMPT_VERSION, render
+from rag.prompt import PROMPT_VERSION, render
 from rag.tokens import ChatTokens
 from rag.types import Chunk, Evidence, Passage, Question
 from tests.fakes import FakeGenerator
@@ -51,19 +51,17 @@ def test_prompt_ids_of_a_training_row_are_those_that_serving_sends(tokenizer: An
     answerer.answer_many([QUESTION.question], arm="tuned+rag", retrievals=[passages()])
     served = tokens.prompt_ids(generator.calls[0].messages)
     assert list(encoded.ids[: -encoded.answer]) == served
-    assert list(encoded.ids[-encoded.answer :]) == tokens.completion_ids("420 metres")
+    assert list(encoded.ids[-encoded.answer :]) == tokens.completion_ids(" 420 metres")
 
 
 def test_golden_prompt_of_this_version(tokenizer: Any) -> None:
     """Changing the layout makes every adapter's training stale: raise PROMPT_VERSION, then this."""
     tokens = ChatTokens(tokenizer)
     messages = render(QUESTION.question, passages(), count_tokens=lambda t: len(t.split())).messages
-    assert PROMPT_VERSION == "1"
+    assert PROMPT_VERSION == "2"
     assert tokenizer.decode(tokens.prompt_ids(messages)) == (
-        "<|im_start|>system\nAnswer the question with a few words copied from the passages. "
-        f"If they do not hold the answer, say: {ABSTAIN}<|im_end|>\n"
-        "<|im_start|>user\n[2] The Skarn ferry carries 60 passengers.\n\n[1] The Orrin bridge is 420 metres long.\n\n"
-        "Question: How long is the Orrin bridge?<|im_end|>\n<|im_start|>assistant\n"
+        "Passage: The Skarn ferry carries 60 passengers.\nPassage: The Orrin bridge is 420 metres long.\n"
+        "Question: How long is the Orrin bridge?\nAnswer:"
     )
 
 

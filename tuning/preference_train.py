@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rag.errors import ConfigError, TrainingError
 from rag.prompt import PROMPT_VERSION
-from rag.protocols import Message
+from rag.protocols import TEXT, Message, is_begun
 from rag.starters import quiet
 from rag.types import content_hash
 from tuning.record import library_versions, write_record
@@ -115,7 +115,10 @@ def read_preferences(path: Path) -> list[Preference]:
 
 
 def _preference(data: Mapping[str, Any]) -> Preference:
-    prompt = tuple({"role": str(m["role"]), "content": str(m["content"])} for m in data["prompt"])
+    given = data["prompt"]
+    if isinstance(given, str):
+        given = [{"role": TEXT, "content": given}]
+    prompt = tuple({"role": str(m["role"]), "content": str(m["content"])} for m in given)
     if "chosen" in data:
         return Preference(prompt, _text(data["chosen"]), True, _text(data["rejected"]))
     if not isinstance(data["label"], bool):
@@ -123,8 +126,8 @@ def _preference(data: Mapping[str, Any]) -> Preference:
     return Preference(prompt, _text(data["completion"]), data["label"])
 
 
-def _text(messages: Any) -> str:
-    return str(messages[-1]["content"])
+def _text(said: Any) -> str:
+    return said.strip() if isinstance(said, str) else str(said[-1]["content"])
 
 
 def objective(rows: Sequence[Preference]) -> Loss:
@@ -256,7 +259,7 @@ def _encode(
     for row in rows:
         prompt = tokens.prompt_ids(row.prompt)
         answers = [row.completion] if row.rejected is None else [row.completion, row.rejected]
-        ids = [tokens.completion_ids(text) for text in answers]
+        ids = [tokens.completion_ids(" " * is_begun(row.prompt) + text) for text in answers]
         if all(text.strip() for text in answers) and len(prompt) + max(map(len, ids)) <= config.max_length:
             kept: dict[str, Any] = {"prompt_ids": prompt}
             names = ("completion_ids",) if by == "kto" else ("chosen_ids", "rejected_ids")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rag.errors import ConfigError, TrainingError
-from rag.prompt import ABSTAIN, Style, completion, render
+from rag.prompt import ABSTAIN, Style, as_trl, completion, render
 from rag.protocols import Message
 from rag.types import Chunk, Evidence, Passage, Question, content_hash
 
@@ -72,9 +72,10 @@ class Row:
     sources: tuple[str, ...] = ()
     also: tuple[int, ...] = ()
 
-    def to_trl(self) -> dict[str, list[Message]]:
-        """TRL's conversational prompt-completion form."""
-        return {"prompt": list(self.prompt), "completion": [{"role": "assistant", "content": self.completion}]}
+    def to_trl(self) -> dict[str, str | list[Message]]:
+        """TRL's prompt-completion form."""
+        prompt, answer = as_trl(self.prompt, self.completion)
+        return {"prompt": prompt, "completion": answer}
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from rag.errors import ConfigError, TrainingError, UsageError
 from rag.prompt import PROMPT_VERSION
+from rag.protocols import is_begun
 from rag.starters import quiet
 from tuning import checkpoint
 from tuning.added import added_tokens, encode_row, with_rows
@@ -275,7 +276,8 @@ def encode_rows(
     kept: list[Encoded] = []
     long = empty = cut = 0
     for row in rows:
-        prompt, answer = tokens.prompt_ids(row.prompt), tokens.completion_ids(row.completion)
+        lead = " " if is_begun(row.prompt) and not row.completion[:1].isspace() else ""
+        prompt, answer = tokens.prompt_ids(row.prompt), tokens.completion_ids(lead + row.completion)
         if added:
             made = encode_row(row, prompt, tokens, added, max_seq_length)
             cut, long = cut + (made == "cut"), long + (made == "long")

@@ -38,7 +38,7 @@ FAST = DecideConfig(resamples=300)
 
 def reply_right(messages: Sequence[Message]) -> str:
     """The right answer, whatever the passages say."""
-    asked = [m for m in messages if m["role"] == "user"][-1]["content"].rpartition("Question:")[2]
+    asked = messages[-1]["content"].rpartition("Question:")[2].removesuffix("Answer:")
     return next((gold for _, topic, gold in FACTS if topic in asked), "Not in the documents.")
 
 

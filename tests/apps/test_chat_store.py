@@ -263,14 +263,18 @@ def test_exports_in_trls_forms(rated: tuple[Feedback, str], tmp_path: Path) -> N
     feedback.choose(talk, 0, "tuned+rag")
     feedback.choose(talk, 0, "rag")
     rows = feedback.unpaired()
-    assert [(r["completion"][0]["content"], r["label"]) for r in rows] == [
+    assert [(r["completion"].removeprefix(" "), r["label"]) for r in rows] == [
         ("At 07:40 [1].", True), ("At noon.", False), ("At one.", True), ("At 07:40 [1].", True), ("Seven forty.", False),
     ]  # fmt: skip
-    assert rows[0]["prompt"] == prompt_of(feedback.ratings()[0].shown) and rows[0]["prompt"][-1]["role"] == "user"
-    assert TEXT in rows[0]["prompt"][-1]["content"] and "When?" in rows[1]["prompt"][-1]["content"]
-    pairs = [(p["chosen"][0]["content"], p["rejected"][0]["content"]) for p in feedback.pairs()]
-    assert pairs == [("At one.", "At noon."), ("At 07:40 [1].", "Seven forty.")]
-    assert [c["completion"][0]["content"] for c in feedback.corrections()] == ["At one."]
+    assert rows[0]["prompt"] == prompt_of(feedback.ratings()[0].shown)[0]["content"]
+    assert TEXT in rows[0]["prompt"] and "When?" in rows[1]["prompt"]
+    pairs = [(p["chosen"], p["rejected"]) for p in feedback.pairs()]
+    assert pairs == [(" At one.", " At noon."), (" At 07:40 [1].", " Seven forty.")]
+    assert [c["completion"] for c in feedback.corrections()] == [" At one."]
+    cited = feedback.unpaired(style="cited")[0]
+    assert cited["prompt"][0]["role"] == "system" and cited["completion"] == [
+        {"role": "assistant", "content": "At 07:40 [1]."}
+    ]
     assert feedback.export(tmp_path / "out" / "votes.jsonl") == 5
     lines = [json.loads(line) for line in (tmp_path / "out" / "votes.jsonl").read_text().splitlines()]
     assert lines == rows and list((tmp_path / "out").iterdir()) == [tmp_path / "out" / "votes.jsonl"]

@@ -27,9 +27,13 @@ def count(text: str) -> int:
 
 
 def test_the_best_passage_stands_next_to_the_question_and_keeps_its_number() -> None:
-    messages = render("Who?", [passage(1, "alpha"), passage(2, "beta")], count_tokens=count).messages
-    assert messages[-1]["content"] == "[2] beta\n\n[1] alpha\n\nQuestion: Who?"
-    assert messages[0]["role"] == "system" and ABSTAIN in messages[0]["content"]
+    passages = [passage(1, "alpha"), passage(2, "beta")]
+    assert render("Who?", passages, count_tokens=count).messages == [
+        {"role": "text", "content": "Passage: beta\nPassage: alpha\nQuestion: Who?\nAnswer:"}
+    ]
+    system, user = render("Who?", passages, count_tokens=count, style="cited").messages
+    assert user["content"] == "[2] beta\n\n[1] alpha\n\nQuestion: Who?"
+    assert system["role"] == "system" and ABSTAIN in system["content"]
 
 
 def test_passages_beyond_the_budget_are_cut_and_counted() -> None:
@@ -45,8 +49,10 @@ def test_the_first_passage_is_shown_even_when_it_exceeds_the_budget() -> None:
 
 
 def test_closed_book_prompts_hold_no_passages_and_no_abstention() -> None:
-    messages = render("Who?", [], count_tokens=count, closed_book=True).messages
-    assert messages[-1]["content"] == "Question: Who?" and ABSTAIN not in messages[0]["content"]
+    (message,) = render("Who?", [], count_tokens=count, closed_book=True).messages
+    assert message["content"] == "Question: Who?\nAnswer:"
+    system, user = render("Who?", [], count_tokens=count, closed_book=True, style="cited").messages
+    assert user["content"] == "Question: Who?" and ABSTAIN not in system["content"]
 
 
 def test_a_retrieval_that_found_nothing_is_said() -> None:
@@ -55,7 +61,7 @@ def test_a_retrieval_that_found_nothing_is_said() -> None:
 
 def test_history_stands_before_the_question_without_markers() -> None:
     text = render("And now?", [], count_tokens=count, history=[Turn("Who?", "Ada [1]")]).messages[-1]["content"]
-    assert "Q: Who?\nA: Ada\n\nQuestion: And now?" in text
+    assert "Q: Who?\nA: Ada\nQuestion: And now?" in text
 
 
 def test_examples_are_one_text_that_is_the_same_for_every_question_and_begins_the_answer() -> None:

@@ -57,10 +57,7 @@ def test_a_row_shows_what_retrieval_found_in_serving_order() -> None:
     assert row.completion == "1911"
     assert list(row.prompt) == render(QUESTION.question, retrieved[:3], count_tokens=count).messages
     assert (report.gold_retrieved, report.gold_inserted, report.answer) == (1, 0, 1)
-    assert row.to_trl() == {
-        "prompt": list(row.prompt),
-        "completion": [{"role": "assistant", "content": "1911"}],
-    }
+    assert row.to_trl() == {"prompt": row.prompt[0]["content"], "completion": " 1911"}
 
 
 def test_a_missed_gold_passage_is_put_in_from_the_index_for_the_weakest() -> None:
@@ -159,7 +156,7 @@ def test_the_worked_examples_of_untuned_models_are_not_trained_on() -> None:
     retrieved = [found(GOLD, *OTHERS)]
     examples, _ = build_rows([QUESTION], retrieved, count_tokens=count, config=RowsConfig(style="examples"))
     short, _ = build_rows([QUESTION], retrieved, count_tokens=count, config=RowsConfig(style="short"))
-    assert examples == short and examples[0].prompt[-1]["role"] == "user"
+    assert examples == short and examples[0].prompt[0]["content"].count("Question: ") == 1
 
 
 def test_questions_that_no_document_answers_are_refused_together() -> None:
@@ -232,5 +229,5 @@ def test_training_and_serving_see_the_same_token_ids() -> None:
     served = generator.prompt_ids(render(QUESTION.question, retrieved, count_tokens=generator.count_tokens).messages)
     assert list(row.ids[: len(row.ids) - row.answer]) == served
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert list(row.ids[-row.answer :]) == generator.completion_ids("1911") and row.ids[-1] == end
-    assert row.ids.count(end) == 3  # system, user, answer: the one in the document is text
+    assert list(row.ids[-row.answer :]) == generator.completion_ids(" 1911") and row.ids[-1] == end
+    assert row.ids.count(end) == 1  # the end of the answer: the one in the document is text
