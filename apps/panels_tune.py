@@ -22,7 +22,8 @@ def preview(found: Preview | None, t: Words = ENGLISH) -> str:
     if found is None:
         return f'<p class="rt-empty">{t.html("preview-empty")}</p>'
     shares = ", ".join(t("share-" + key, share=f"{value:.0%}") for key, value in found.shares.items())
-    head = t("preview-note", questions=found.questions, rows=len(found.rows), shares=shares)
+    key = "preview-note" if shares else "preview-ratings"
+    head = t(key, questions=found.questions, rows=len(found.rows), shares=shares)
     cards = []
     for row in found.rows:
         messages = "".join(

@@ -12,12 +12,12 @@ import gradio as gr
 from apps import frame, panels_tune
 from apps.desk import Desk
 from apps.markup import escape
-from apps.options import OPTIONS, RETRIEVER_RECIPES
+from apps.options import OPTIONS
 from apps.panels import said
 from apps.strings import Words
 from apps.tabs_chat import QUIET, download, field
 from apps.tabs_documents import title
-from apps.workshop import Knobs
+from apps.workshop import PREFERENCE, RECIPES, Knobs
 from rag.errors import RagtuneError
 
 KINDS = ("questions", "tune")
@@ -67,7 +67,7 @@ def _settings(u: SimpleNamespace, t: Words) -> None:
     auto = t("automatic")
     with gr.Row(elem_classes="rt-form rt-knobs"):
         u.recipe = gr.Dropdown(
-            [c for c in OPTIONS["recipe"].choices or () if c not in RETRIEVER_RECIPES],
+            list(RECIPES),
             value="rag",
             label=t("recipe"),
             elem_id="recipe",
@@ -112,11 +112,12 @@ def knobs(*values: Any) -> Knobs:
 def files(desk: Desk, t: Words, train: str = "", test: str = "") -> tuple[gr.Dropdown, gr.Dropdown]:
     """The pickers of question files; a choice stays while its file is there."""
     found = desk.workshop.files()
-    known = [path for _, path in found]
+    rated = [(t("ratings-file", name=name), path) for name, path in desk.workshop.files("ratings")]
+    known = [path for _, path in (*found, *rated)]
     first = next((path for name, path in found if not name.endswith("-test")), None)
     held = next((path for name, path in found if name.endswith("-test")), "")
     return (
-        gr.Dropdown(found, value=train if train in known else first),
+        gr.Dropdown([*found, *rated], value=train if train in known else first),
         gr.Dropdown([(t("none"), ""), *found], value=test if test in known else held),
     )
 
@@ -213,11 +214,12 @@ def wire(
         path.unlink(missing_ok=True)
         return {u.note: told, **chosen}
 
-    def collect(test: str, request: gr.Request) -> dict[Any, Any]:
+    def collect(test: str, recipe: str, request: gr.Request) -> dict[Any, Any]:
         chosen: dict[Any, Any] = {}
 
         def work() -> str:
-            target, n = desk.workshop.from_feedback(desk.user(request))
+            make = desk.workshop.preferences if recipe == PREFERENCE else desk.workshop.from_feedback
+            target, n = make(desk.user(request))
             trains, tests = files(desk, t, str(target), test or "")
             chosen.update({u.train: trains, u.test: tests})
             return t("took-questions", n=n, name=target.stem)
@@ -260,7 +262,7 @@ def wire(
     u.start.click(_with_request(tune), u.knobs, [*u.shown, u.note, clock], **QUIET)
     u.make.click(make, [u.count, u.train, u.test], [*u.shown, u.note, clock], **QUIET)
     u.file.upload(take, [u.file, u.test], [u.note, u.train, u.test], **QUIET)
-    u.votes.click(collect, u.test, [u.note, u.train, u.test], **QUIET)
+    u.votes.click(collect, [u.test, u.recipe], [u.note, u.train, u.test], **QUIET)
     u.export.click(export, None, u.note, **QUIET)
     heavy = {"concurrency_limit": 1, "concurrency_id": "probe", "show_progress": "minimal", "api_visibility": "private"}
     u.look.click(look, u.knobs, [u.preview, u.note], show_progress_on=[u.preview], **heavy)

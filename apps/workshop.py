@@ -18,7 +18,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.training import DEPTH, Plan, estimate
+from apps.console import Console
+from apps.training import Plan, estimate, make_rows
 from apps.uploads import safe_name
 from rag.errors import RagtuneError, UsageError
 
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
     from tuning.rows import Row
 
 SHOWN_ROWS = 4
+PREFERENCE = "preference"
+RECIPES = ("rag", "closed-book", "self-rag", "ra-dit", PREFERENCE)
+"""What the page offers: recipes for the generator that train on questions or ratings."""
+LABELLED = 4
+"""Questions of a recipe whose rows the model itself labels, which takes seconds for each."""
 PROBED = 24
 """Questions looked at for a preview and a forecast: enough for the shares, few enough to answer in seconds."""
 
@@ -105,9 +111,9 @@ class Workshop:
 
     # ------------------------------------------------------------------- questions
 
-    def files(self) -> list[tuple[str, str]]:
-        """(what to show, path) of every question file, the newest first."""
-        folder = self.folder / "questions"
+    def files(self, kind: str = "questions") -> list[tuple[str, str]]:
+        """(name, path) of every file of questions (or of "ratings"), the newest first."""
+        folder = self.folder / kind
         found = sorted(folder.glob("*.jsonl"), key=lambda p: -p.stat().st_mtime) if folder.is_dir() else []
         return [(p.stem, str(p)) for p in found]
 
@@ -136,7 +142,7 @@ class Workshop:
 
     def preferences(self, user: str | None = None) -> tuple[Path, int]:
         """All votes in TRL's unpaired preference form, for the recipe `preference`. UsageError when there are none."""
-        target = self.folder / "preferences" / f"votes-{_stamp()}.jsonl"
+        target = self.folder / "ratings" / f"votes-{_stamp()}.jsonl"
         return target, self.feedback.export(target, user=user)
 
     def _question_file(self, stem: str) -> Path:
@@ -159,6 +165,10 @@ class Workshop:
         """The command that these settings stand for. UsageError when no questions are chosen."""
         if not knobs.questions:
             raise UsageError("Choose questions to train on first: upload, make, or collect some.")
+        rated = Path(knobs.questions).parent.name == "ratings"
+        if rated is not (knobs.recipe == PREFERENCE):
+            need = "ratings: press “Collect from votes” with this recipe" if not rated else "questions with answers"
+            raise UsageError(f"The recipe {knobs.recipe} trains on {need}.")
         if knobs.test and knobs.test == knobs.questions:
             raise UsageError("The questions to measure on are those to train on; choose others, or none.")
         name = safe_name(knobs.name.strip()) if knobs.name.strip() else f"{knobs.recipe}-{_stamp()}"
@@ -199,8 +209,11 @@ class Workshop:
         )
 
     def _rows(self, knobs: Knobs) -> tuple[list[Row], Any, int, int]:
-        """Rows of the first questions, their report, how many questions were looked at, and how many there are."""
-        from dataclasses import replace
+        """Rows of some questions, their report, how many questions were looked at, and how many there are.
+
+        They are made by the function that `ragtune tune` calls, so that they are what it would train on.
+        """
+        import tempfile
 
         from rag.answer import AnswerConfig
         from rag.questions import read_questions
@@ -212,33 +225,47 @@ class Workshop:
         if not knobs.questions:
             raise UsageError("Choose questions to train on first: upload, make, or collect some.")
         questions = read_questions(Path(knobs.questions))
-        few = questions[:: max(1, len(questions) // PROBED)][:PROBED]
-        made, answer = recipe(knobs.recipe), AnswerConfig(k=knobs.k) if knobs.k else AnswerConfig()
-        needs = made.NEEDS_PASSAGES
-        found = [retriever.search(q.question, max(DEPTH, answer.k)) if needs else () for q in few]
-        config = replace(
-            made.ROWS, k=answer.k, context_tokens=answer.context_tokens, style=answer.style,
-            citations=answer.style == "cited",
-        )  # fmt: skip
-        rows, report = made.rows(
-            few, found, config=config, count_tokens=generator.count_tokens, chunks=retriever.index.chunks
-        )
+        most = LABELLED if getattr(recipe(knobs.recipe), "NEEDS_MODEL", False) else PROBED
+        few = questions[:: max(1, len(questions) // most)][:most]
+        answer = AnswerConfig(k=knobs.k) if knobs.k else AnswerConfig()
+        with tempfile.TemporaryDirectory(prefix="ragtune-") as frozen:
+            rows, report = make_rows(
+                self.plan(knobs), few, retriever, generator, answer, Path(frozen) / "frozen", Console(quiet=True)
+            )
         return rows, report, len(few), len(questions)
 
     def preview(self, knobs: Knobs) -> Preview:
         """Some rows as the model will see them, one of each kind first. Raises UsageError, or TrainingError."""
+        if knobs.recipe == PREFERENCE:
+            return self._ratings(knobs)
         rows, report, few, _ = self._rows(knobs)
         kinds = {row.kind: row for row in reversed(rows)}
         shown = [*kinds.values(), *(row for row in rows if row not in kinds.values())][:SHOWN_ROWS]
         count = self.service.generator.count_tokens if self.service.generator is not None else len
         views = tuple(
             RowView(
-                _question(row), row.kind, row.prompt, row.completion,
+                _asked(row.prompt), row.kind, row.prompt, row.completion,
                 sum(count(m["content"]) for m in row.prompt) + count(row.completion),
             )
             for row in shown
         )  # fmt: skip
         return Preview(few, views, report.shares())
+
+    def _ratings(self, knobs: Knobs) -> Preview:
+        """Some ratings with the prompt they were given to; UsageError, or DataError, when there are none."""
+        from tuning.preference_train import read_preferences
+
+        self.tune_command(knobs)  # refuses what is no file of ratings
+        found = read_preferences(Path(knobs.questions))
+        count = self.service.generator.count_tokens if self.service.generator is not None else len
+        rows = tuple(
+            RowView(
+                _asked(r.prompt), "good" if r.good else "bad", r.prompt, r.completion,
+                sum(count(m["content"]) for m in r.prompt) + count(r.completion),
+            )
+            for r in found[:SHOWN_ROWS]
+        )  # fmt: skip
+        return Preview(len(found), rows)
 
     def forecast(self, knobs: Knobs) -> Forecast:
         """Time and memory of a run, from forward passes over a few rows with the model that is loaded.
@@ -248,6 +275,8 @@ class Workshop:
         """
         import psutil
 
+        if knobs.recipe == PREFERENCE:
+            raise UsageError("Ratings are few: this recipe takes about as long as it takes to answer them twice.")
         rows, _, few, whole = self._rows(knobs)
         generator = self.service.generator
         if generator is None or not rows:
@@ -294,9 +323,9 @@ class Workshop:
         )  # fmt: skip
 
 
-def _question(row: Row) -> str:
-    last = row.prompt[-1]["content"]
-    return last.rsplit("Question:", 1)[-1].strip()[:300]
+def _asked(prompt: Sequence[Message]) -> str:
+    """The question at the end of a prompt, whatever form it has."""
+    return prompt[-1]["content"].rsplit("Question:", 1)[-1].strip().removesuffix("Answer:").strip()[:300]
 
 
 def _f1(value: Any) -> float | None:

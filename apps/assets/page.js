@@ -86,8 +86,10 @@ function on(event, handle, options = {}) {
 }
 
 on("click", (event) => {
-  for (const menu of document.querySelectorAll("details.rt-menu[open], details.rt-down[open]"))
-    if (!menu.contains(event.target)) menu.open = false;
+  if (event.isTrusted) { // not the link that saves a file by itself
+    for (const menu of document.querySelectorAll("details.rt-menu[open], details.rt-down[open]"))
+      if (!menu.contains(event.target)) menu.open = false;
+  }
   const cite = event.target.closest("a.rt-cite");
   if (cite) {
     event.preventDefault();
