@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from apps.serving import put_query_encoder
 from apps.uploads import PREFIX, UploadLimits, keep, megabytes, refusal, safe_name
 from apps.views import ChunkRow, DocumentRow, OpenDocument, SearchColumn, Upload
 from rag.errors import RagtuneError, UsageError
@@ -74,6 +75,7 @@ class Library:
         from rag.retrieve import Retriever
 
         self.index = Index.open(self.folder, encoder)
+        put_query_encoder(self.index)
         self._reranker = reranker
         self.retriever = Retriever(self.index, self.retrieval, reranker=reranker)
 

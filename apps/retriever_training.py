@@ -53,7 +53,7 @@ def tune_retriever(
     from tuning.retriever_rows import Corpus
 
     refuse_leaks(questions, test)
-    given = {"num_train_epochs": epochs, "learning_rate": learning_rate, "max_minutes": minutes}
+    given: dict[str, Any] = {"num_train_epochs": epochs, "learning_rate": learning_rate, "max_minutes": minutes}
     config = replace(retriever_recipe(recipe), seed=seed, **{k: v for k, v in given.items() if v is not None})
     opened = Index.open(index)
     name = encoder or opened.manifest.encoder

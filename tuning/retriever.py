@@ -78,6 +78,9 @@ def make_examples(corpus: Corpus, questions: Sequence[Question], config: Retriev
         return labelled
     make = {"cloze": cloze_examples, "halves": halves_examples, "statements": statement_examples}[config.corpus_task]
     made = make(corpus, config.corpus_examples, seed=config.seed)
+    if not taught:  # labelled questions are worth more than made ones: all of them, and no more of the others
+        made = made[: round(len(labelled) * config.corpus_share / (1 - config.corpus_share))]
+        return mix(labelled, made, len(made) / (len(made) + len(labelled)), seed=config.seed)
     return mix(labelled, made, config.corpus_share, seed=config.seed)
 
 
@@ -119,7 +122,7 @@ def train_retriever(
     if progress:
         progress("examples", 0, 1, "")
     examples = make_examples(corpus, questions, config)
-    identity = _identity(snapshot, examples, config, recipe, generator)
+    identity = {"base_fingerprint": model.fingerprint, **_identity(snapshot, examples, config, recipe, generator)}
     if resume and (finished := _finished(out, identity)):
         return finished
     run_folder = out.with_name(f".{out.name}.run")
@@ -136,7 +139,6 @@ def train_retriever(
         "format": FORMAT,
         "kind": QUERY if config.sides == "query" else BOTH,
         "base": encoder,
-        "base_fingerprint": model.fingerprint,
         "dimension": model.dimension,
         **identity,
         "config": asdict(config),

@@ -26,7 +26,8 @@ class RetrieverConfig:
     `temperature` divides the retriever's cosines (θ), `teacher_temperature` the teacher's scores (τ); `score` says
     what the teacher's score is; `direction` the order of the divergence.
     `corpus_task`, `corpus_examples`, `corpus_share`: questions from the corpus itself, at most so many, and their share
-    of all examples.
+    of all examples. With "contrastive" every labelled question is used and the share is the most that is mixed in;
+    with a teacher, who costs more, it is exact, and labelled questions are repeated or left out for it.
     `candidates`: passages of each question that the teacher judges. `over_retrieve`: with both sides trained, so many
     are found with the vectors of the last refresh and ranked again by the encoder as it is now.
     `refresh_steps`: retrieve candidates again after so many steps (and embed all documents again, where their side is

@@ -29,6 +29,7 @@ from tuning.retriever_rows import Corpus, Example, mine_negatives
 
 WARM_STEPS = 3  # steps after which the time of a step is believed
 _WORDS = re.compile(r"(^|\.)embeddings\.")
+_UNUSED = re.compile(r"(^|\.)pooler\.")  # BERT's head for sentence pairs, which no sentence vector comes through
 
 
 class Teacher(Protocol):
@@ -72,7 +73,7 @@ def make_trainable(encoder: LocalEncoder, config: RetrieverConfig) -> dict[str, 
     """The parameters that are trained, by name; all others are frozen. Raises TrainingError where there are none."""
     trained = {}
     for name, parameter in encoder.model.named_parameters():
-        wanted = config.train_embeddings or not _WORDS.search(name)
+        wanted = (config.train_embeddings or not _WORDS.search(name)) and not _UNUSED.search(name)
         parameter.requires_grad_(wanted)
         if wanted:
             trained[name] = parameter

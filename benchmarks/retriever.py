@@ -1,0 +1,244 @@
+"""The retriever's half: retrieval before and after training, on held-out documents, and the speed of training.
+
+For each set, task and index as in `benchmarks.retrieval`; the retriever is trained on train.jsonl and measured on
+test.jsonl, which share no document, dense alone and hybrid, and on a set it was not trained on (SciFact; with the query
+side alone, whose document side is the same everywhere). Differences are paired, intervals over documents.
+
+    python -m benchmarks.retriever --sets qa/covidqa_longdoc --recipes retriever retriever-both --seeds 0 1 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apps.retriever_training import DEPTH, METRICS, MODES
+from benchmarks.bench import shared_folder
+from benchmarks.retrieval import folder, prepare
+from rag.evaluate import evaluate_retrieval
+from rag.index import Index, reencode
+from rag.models import load_encoder, load_generator
+from rag.query_encoder import QUERY, TunedQueries
+from rag.retrieve import RetrievalConfig, Retriever
+from rag.statistics import paired_bootstrap, paired_permutation
+from rag.types import Question
+from tuning.recipes import retriever_recipe
+from tuning.retriever import make_examples, train_retriever
+from tuning.retriever_rows import Corpus
+
+SETS = ("qa/squad_v1.1", "qa/covidqa_longdoc")
+OTHER = "ir/scifact"
+Scores = dict[str, np.ndarray]
+
+
+def scores(index: Index, questions: Sequence[Question]) -> Scores:
+    """Values of each question by "mode metric"."""
+    found = {}
+    for mode in MODES:
+        retriever = Retriever(index, RetrievalConfig(mode=mode))  # type: ignore[arg-type]
+        rankings = retriever.search_many([q.question for q in questions], DEPTH)
+        judged = evaluate_retrieval(rankings, questions, resamples=100)
+        found |= {f"{mode} {metric}": judged.scores(metric) for metric in METRICS}
+    return found
+
+
+def clusters(questions: Sequence[Question]) -> list[str]:
+    return [q.evidence[0].source if q.evidence else q.id for q in questions]
+
+
+def with_queries(index: Index, tuned: Any) -> Index:
+    """The same index asked through another query side."""
+    opened = Index.open(index.folder, index.encoder)
+    assert index.encoder is not None
+    opened.encoder = TunedQueries(index.encoder, tuned, "tuned")
+    return opened
+
+
+def train_once(
+    index: Index, train: Sequence[Question], recipe: str, seed: int, work: Path, minutes: float | None
+) -> tuple[Path, float, str]:
+    """(folder, seconds, kind) of one training, LM teacher included."""
+    config = replace(retriever_recipe(recipe), seed=seed, max_minutes=minutes)
+    teacher = load_generator() if config.objective != "contrastive" else None
+    started = time.perf_counter()
+    report = train_retriever(
+        index.snapshot, train, encoder="starter", out=work / f"{recipe}-{seed}", config=config, recipe=recipe,
+        generator=teacher, cache=work / "preferences.jsonl",
+        progress=lambda stage, done, total, detail: print(f"\r  {recipe} {seed}: {stage} {done}/{total} {detail}   ", end="", file=sys.stderr, flush=True),
+    )  # fmt: skip
+    print(file=sys.stderr)
+    return report.folder, time.perf_counter() - started, report.kind
+
+
+def row(label: str, before: np.ndarray, after: np.ndarray, groups: Sequence[str], seconds: float) -> str:
+    """One line of the table; `after` is [seeds, questions]."""
+    gain = paired_bootstrap(after, before, clusters=groups)
+    p = paired_permutation(after, before, clusters=groups)
+    return (
+        f"| {label} | {before.mean():.3f} | {after.mean():.3f} | {100 * gain.mean:+.1f} "
+        f"[{100 * gain.low:+.1f}, {100 * gain.high:+.1f}] | {p:.4f} | {seconds:.0f} |"
+    )
+
+
+def one_set(
+    name: str,
+    index: Index,
+    parts: dict[str, list[Question]],
+    other: tuple[Index, list[Question]] | None,
+    given: argparse.Namespace,
+    work: Path,
+) -> None:
+    """Print the table of one set."""
+    test = [q for q in parts["test"] if not q.unanswerable]
+    before, groups = scores(index, test), clusters(test)
+    print(f"### {name}: {len(parts['dev'])} training questions, {len(test)} held out\n")
+    print("| recipe, metric | before | after | points (95 %) | p | seconds |\n|---|---|---|---|---|---|")
+    for recipe in given.recipes:
+        after: list[Scores] = []
+        elsewhere: list[Scores] = []
+        seconds = []
+        for seed in given.seeds:
+            made, took, kind = train_once(
+                index, parts["dev"], recipe, seed, work / name.replace("/", "-"), given.minutes
+            )
+            seconds.append(took)
+            tuned = load_encoder(str(made))
+            if kind == QUERY:
+                after.append(scores(with_queries(index, tuned), test))
+                if other is not None:
+                    elsewhere.append(scores(with_queries(other[0], tuned), other[1]))
+            else:
+                after.append(scores(reencoded(index, tuned, made), test))
+                if other is not None:
+                    elsewhere.append(scores(reencoded(other[0], tuned, made), other[1]))
+        for key in ("dense recall@1", "dense ndcg@10", "hybrid recall@1", "hybrid ndcg@10"):
+            print(
+                row(f"{recipe}, {key}", before[key], np.stack([a[key] for a in after]), groups, float(np.mean(seconds)))
+            )
+        if other is not None:
+            was = scores(*other)
+            for key in ("dense ndcg@10", "hybrid ndcg@10"):
+                label = f"{recipe}, {OTHER} {key}"
+                print(
+                    row(
+                        label,
+                        was[key],
+                        np.stack([e[key] for e in elsewhere]),
+                        clusters(other[1]),
+                        float(np.mean(seconds)),
+                    )
+                )
+        sys.stdout.flush()
+    print()
+
+
+def reencoded(index: Index, encoder: Any, made: Path) -> Index:
+    """A copy of the index beside the trained encoder, embedded with it."""
+    import shutil
+
+    copy = made.with_name(f"{made.name}-{index.folder.parent.name}")
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(index.folder, copy, ignore=shutil.ignore_patterns("lock", "journal.bin"))
+    reencode(copy, encoder)
+    return Index.open(copy, encoder)
+
+
+def speed(index: Index, train: Sequence[Question], steps: int) -> None:
+    """Questions a second: ours on both settings, and the library's trainer on the same questions and passages."""
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+    from tuning.retriever_trainer import RetrieverTrainer
+
+    corpus = Corpus(index.snapshot)
+    size = 16
+    base = replace(
+        retriever_recipe("retriever-both"),
+        corpus_task="none",
+        corpus_examples=0,
+        batch_size=size,
+        dtype="fp32",
+        hard_negatives=1,
+    )
+    examples = make_examples(corpus, train, base)[: steps * size]
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for label, config in (
+            ("query side (documents frozen)", replace(base, sides="query")),
+            ("both sides", replace(base, train_embeddings=True)),
+        ):
+            trainer = RetrieverTrainer(
+                load_encoder("starter", dtype="fp32"), corpus, index.snapshot.vectors, examples, replace(config, save_steps=10_000),
+                run_folder=Path(temporary) / "run", identity={},
+            )  # fmt: skip
+            trainer._mine()
+            trainer._prepare = lambda *, first: None  # type: ignore[method-assign]
+            run = trainer.train()
+            found[label] = len(examples) / run.seconds
+            mined = trainer.examples
+        rows = [e for e in mined if e.negative]
+        data = Dataset.from_dict(
+            {
+                "anchor": [e.question for e in rows],
+                "positive": [corpus.embedded(e.positive[0]) for e in rows],
+                "negative": [corpus.embedded(e.negative[0]) for e in rows],
+            }
+        )
+        model = load_encoder("starter", dtype="fp32").model
+        args = SentenceTransformerTrainingArguments(
+            output_dir=temporary, per_device_train_batch_size=size, num_train_epochs=1, learning_rate=3e-5, report_to="none",
+            save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=True,
+        )  # fmt: skip
+        library = SentenceTransformerTrainer(
+            model=model, args=args, train_dataset=data, loss=MultipleNegativesRankingLoss(model)
+        )
+        started = time.perf_counter()
+        library.train()
+        plain = len(rows) / (time.perf_counter() - started)
+    print("### Speed of training\n\n| trainer | questions a second | against the library |\n|---|---|---|")
+    print(f"| sentence-transformers, MultipleNegativesRankingLoss | {plain:.2f} | 1 |")
+    for label, value in found.items():
+        print(f"| ours, {label} | {value:.2f} | {value / plain:.2f} |")
+    print(f"\n{len(rows)} questions with a right and a wrong passage each, batches of {size}, fp32, one process.\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.retriever", description=__doc__.split("\n")[0])
+    parser.add_argument("--sets", nargs="*", default=SETS, help="folders below shared/data")
+    parser.add_argument("--recipes", nargs="*", default=["retriever", "retriever-both"])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--minutes", type=float, help="most minutes of one training")
+    parser.add_argument("--no-other", action="store_true", help=f"do not measure {OTHER}")
+    parser.add_argument("--speed-steps", type=int, default=8, help="steps of the speed comparison; 0 leaves it out")
+    parser.add_argument("--work", type=Path, help="folder to keep tasks, indexes and encoders in")
+    given, _ = parser.parse_known_args()
+    shared = shared_folder()
+    if shared is None:
+        print("The shared data sets were not found: set RAGTUNE_SHARED.", file=sys.stderr)
+        return 1
+    encoder = load_encoder()
+    print("## Retriever half: before and after training\n")
+    with folder(given.work) as work:
+        other = None
+        if not given.no_other:
+            index, parts = prepare(shared, OTHER, work, encoder)
+            other = index, parts["test"]
+        for name in given.sets:
+            index, parts = prepare(shared, name, work, encoder)
+            one_set(name, index, parts, other, given, work)
+        if given.speed_steps:
+            speed(index, parts["dev"], given.speed_steps)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
