@@ -245,11 +245,15 @@ def open_index(folder: Path, encoder: str | None, console: Console, query_encode
     name = encoder or Index.open(folder).manifest.encoder
     console.progress("loading the encoder", 0, 0, name)
     index = Index.open(folder, load_encoder(name))
-    tuned = query_encoder or served_query_encoder(folder)
-    if tuned is not None and index.encoder is not None:
-        console.progress("loading the query encoder", 0, 0, str(tuned))
-        index.encoder = load_query_encoder(tuned, index.encoder)
+    put_query_encoder(index, query_encoder)
     return index
+
+
+def put_query_encoder(index: Index, given: Path | None = None) -> None:
+    """Ask an open index through the query encoder that was given, else the one that its decision was made with."""
+    tuned = given or served_query_encoder(index.folder)
+    if tuned is not None and index.encoder is not None:
+        index.encoder = load_query_encoder(tuned, index.encoder)
 
 
 def served_query_encoder(index: Path) -> Path | None:
