@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from agents.drive import drive_many, speaker
 from agents.loop import Outcome
 from agents.native import WORKERS, NativeMode
-from agents.react import ROWS, ReactMode, make_voter
+from agents.react import ROWS, ReactMode, make_voter, side_by_side
 from agents.rewards import Reward, judge, score, summary
 from agents.traces import make_trace, write_traces
 from rag.errors import ConfigError, UsageError
@@ -139,7 +139,7 @@ def _run_all(
         runs = []
         for number in todo:
             question, sample = tasks[number]
-            changes: dict[str, Any] = {"seed": config.seed + 1000 * number}
+            changes: dict[str, Any] = {"seed": config.seed + 1000 * number, **side_by_side(mode.config, rows)}
             if sample:
                 changes["temperature"] = config.temperature
             runs.append(mode.run(answerer, question.question, talker.traits, **changes))

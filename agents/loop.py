@@ -262,9 +262,7 @@ class Run:
             return parsed.argument
         acted = self.clock()
         text, orders = yield from self._observe(parsed)
-        observation = grammar.clip(
-            grammar.quote(text, self.names), self.config.observation_tokens, self.traits.count_tokens
-        )
+        observation = grammar.clip(text, self.config.observation_tokens, self.traits.count_tokens)
         yield Step("observation", observation, {"orders": orders} if orders else {}, self.clock() - acted)
         self._record(parsed, said, observation or "(nothing)", began, orders)
         out.invalid_actions += not legal
@@ -286,7 +284,8 @@ class Run:
         if parsed.problem == grammar.NO_ACTION:
             self.outcome.bad_calls += 1
             again = yield from self._ask_action(parsed.thought)
-            parsed = grammar.parse(f"{grammar.THOUGHT} {parsed.thought}\n{again}", self.names)
+            second = grammar.parse(f"{grammar.THOUGHT} {parsed.thought}\n{again}", self.names)
+            parsed = parsed if second.problem else second
         if parsed.problem:
             return self._trimmed(text), parsed
         return grammar.say(parsed.thought, parsed.tool, parsed.argument), parsed
@@ -324,7 +323,7 @@ class Run:
     # --------------------------------------------------------------- observations
 
     def _observe(self, parsed: Parsed) -> Generator[Signal, Any, tuple[str, bool]]:
-        """What comes back for an action, and whether it speaks to the model."""
+        """What comes back for an action, quoted where it is a tool's, and whether it speaks to the model."""
         if parsed.problem:
             return f"Invalid action ({parsed.problem}). Write one of: {self._legal()}.", False
         last = self.outcome.steps[-1] if self.outcome.steps else None
@@ -337,7 +336,7 @@ class Run:
             self._repeats = 0
         result: ToolResult = yield Call(parsed.tool, parsed.argument)
         self.outcome.tool_failures += bool(result.failed)
-        return result.text, grammar.looks_like_orders(result.text)
+        return grammar.quote(result.text, self.names), grammar.looks_like_orders(result.text)
 
     def _legal(self) -> str:
         calls = [f"{tool.name}[{tool.hint}]" for tool in self.toolkit.tools.values()]

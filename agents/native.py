@@ -171,7 +171,7 @@ class _NativeRun:
             usage = message.usage_metadata or {}
             self.outcome.tokens_in += int(usage.get("input_tokens") or 0)
             self.outcome.tokens_out += int(usage.get("output_tokens") or 0)
-            thought = _text(message)
+            thought = _line(message)
             if not message.tool_calls:
                 yield from self._finish(thought, seconds)
             for call in message.tool_calls:
@@ -242,7 +242,7 @@ class _NativeRun:
             yield Step("vote", f"{ballot.answer} ({ballot.share:.0%} of the samples)", {"share": ballot.share})
             return
         said = self.model.invoke([SystemMessage(_SYSTEM), *_closed(messages), HumanMessage(_NOW)])
-        self.outcome.answer = _text(said)
+        self.outcome.answer = _line(said)
         data = {"tool": FINISH, "argument": self.outcome.answer, "forced": True}
         yield Step("action", f"{FINISH}[{self.outcome.answer}]", data)
 
@@ -271,10 +271,14 @@ def _messages(update: Mapping[str, Any]) -> list[Any]:
 
 
 def _text(message: Any) -> str:
-    """The text of a message on one line; reasoning and other blocks are left out."""
+    """The text of a message; reasoning and other blocks are left out."""
     blocks = message.content if isinstance(message.content, list) else [message.content]
     parts = [b if isinstance(b, str) else str(b.get("text", "")) if b.get("type") == "text" else "" for b in blocks]
-    return " ".join("".join(parts).split())
+    return "".join(parts)
+
+
+def _line(message: Any) -> str:
+    return " ".join(_text(message).split())
 
 
 def _argument(arguments: Mapping[str, Any]) -> str:

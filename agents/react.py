@@ -67,6 +67,11 @@ def _shot(trace: dict[str, Any]) -> Shot:
     return Shot(trace["question"], tuple(moves))
 
 
+def side_by_side(config: AgentConfig, rows: int) -> dict[str, float]:
+    """What changes in the config of a run that shares the machine with others: its time is a share of what passes."""
+    return {"seconds": config.seconds * rows}
+
+
 class ReactMode:
     """See `rag.modes.Mode`. Keeps what all runs share (word statistics, tables); the state of a run is its own."""
 
@@ -116,7 +121,10 @@ class ReactMode:
             rows = min(ROWS, len(questions))
             talker = speaker(answerer.generator, rows=rows, context_tokens=self.window(answerer))
             runs = [
-                self.run(answerer, q, talker.traits, seed=self.config.seed + 1000 * i) for i, q in enumerate(questions)
+                self.run(
+                    answerer, q, talker.traits, seed=self.config.seed + 1000 * i, **side_by_side(self.config, rows)
+                )
+                for i, q in enumerate(questions)
             ]
             outcomes = drive_many(runs, talker, make_voter(answerer), progress=progress)
         seconds = (time.perf_counter() - began) / len(questions)
