@@ -24,7 +24,7 @@ def extended(tokenizer: Any, tokens: Sequence[str]) -> tuple[Any, dict[str, int]
     Raises ModelError where the tokenizer does not take them as single tokens.
     """
     made = copy.deepcopy(tokenizer)
-    from tokenizers import AddedToken
+    from transformers import AddedToken
 
     known = set(made.get_vocab())
     made.add_tokens(
