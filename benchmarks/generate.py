@@ -46,7 +46,7 @@ def make_prompts(shared: Path, rows: int, count_tokens: Any) -> list[list[dict[s
         for rank, source in enumerate(sources, start=1):
             text = " ".join(corpus[source][:WORDS])
             passages.append(Passage(Chunk(source, source, source, 0, len(text), text), rank, 1.0))
-        prompts.append(render(question["question"], passages, count_tokens=count_tokens).messages)
+        prompts.append(render(question["question"], passages, count_tokens=count_tokens, style="cited").messages)
     return prompts
 
 
