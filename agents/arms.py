@@ -74,8 +74,8 @@ def run(
     `adapters` gives folders by arm, several for several seeds; arms without one are trained by `train`, and left out
     with a warning when there is no `train`. `more` are arms of `rag.types.MODE_ARMS` to be measured beside the four,
     `modes` those of them that the answerer does not know by itself (the agent). `index_seconds` is what indexing took;
-    without it the time is estimated from embedding a few chunks. `timed` questions are answered one at a time by every
-    arm in turn, for latency and cost.
+    without it the pace at which the index was made counts, or, where that is unknown, that of embedding a few chunks.
+    `timed` questions are answered one at a time by every arm in turn, for latency and cost.
 
     Raises QuestionsError when a test question stands in the training file (unless `allow_leaks`) or has no answer.
     """

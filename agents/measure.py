@@ -154,6 +154,8 @@ def arm_costs(
 ) -> tuple[dict[str, ArmCost], list[str]]:
     """Cost of every arm; training time comes from the adapters' own records."""
     warnings = []
+    if index_seconds is None:
+        index_seconds = setup.index.manifest.index_seconds  # measured when it was made
     indexing = index_seconds if index_seconds is not None else estimated_indexing(setup.index)
     costs = {}
     for arm, seeds in runs.items():

@@ -47,22 +47,13 @@ class SavedDecision:
 
 
 def load_decision(path: str | os.PathLike[str]) -> SavedDecision:
-    """Reads a run folder, or its decision.json.
+    """Reads a run folder, or its decision.json, with all that serving and learning from it need.
 
     Raises UsageError when there is none, ConfigError when it is damaged or of a newer format.
     """
-    file = Path(path) / FILE if Path(path).is_dir() else Path(path)
-    if not file.is_file():
-        raise UsageError(f"There is no decision at {path}. Make one with `ragtune decide`.")
+    file, data = read_decision(path)
+    folder = file.parent
     try:
-        data = json.loads(file.read_text(encoding="utf-8", errors="surrogatepass"))
-        if int(data["format"]) > FORMAT:
-            raise ConfigError(
-                f"{file} has format {data['format']}; this version reads up to {FORMAT}: upgrade ragtune."
-            )
-        if data["chosen"] not in (None, *ALL_ARMS):
-            raise ValueError(f"chosen arm {data['chosen']!r}")
-        folder = file.parent
         adapters = {
             arm["arm"]: tuple((folder / each).resolve() for each in arm.get("adapters", ()))
             for arm in data["arms"]
@@ -70,7 +61,28 @@ def load_decision(path: str | os.PathLike[str]) -> SavedDecision:
         }
         return SavedDecision(folder, data["chosen"], data["reason"], adapters, (folder / data["index"]).resolve(), data)
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{file} is damaged ({error}); run `ragtune decide` again.") from error
+        raise ConfigError(f"{file} is damaged ({error!r}); run `ragtune decide` again.") from error
+
+
+def read_decision(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
+    """The file of a decision (of its run folder) and what it holds; only the format and the chosen arm are checked.
+
+    Raises as `load_decision`.
+    """
+    file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise UsageError(f"There is no decision at {path} (no {FILE}). Make one with `ragtune decide`.")
+    try:
+        data = json.loads(file.read_text(encoding="utf-8", errors="surrogatepass"))
+        if int(data.get("format", FORMAT)) > FORMAT:
+            raise ConfigError(
+                f"{file} has format {data['format']}; this version reads up to {FORMAT}: upgrade ragtune."
+            )
+        if data["chosen"] not in (None, *ALL_ARMS):
+            raise ValueError(f"chosen arm {data['chosen']!r}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{file} is damaged ({error!r}); run `ragtune decide` again.") from error
+    return file, data
 
 
 def write_decision(

@@ -243,8 +243,8 @@ def _detail(*path: str) -> Callable[[Mapping[str, Any]], float]:
 
 
 SIGNALS: dict[str, tuple[str, str, Callable[[Mapping[str, Any]], float]]] = {
-    "Self-RAG δ": ("self-rag", "base", _detail("retrieve")),
-    "FLARE θ": ("flare", "base", _detail("least")),
+    "Self-RAG δ": ("self-rag", "base", _detail("r")),
+    "FLARE θ": ("flare", "rag", _detail("least")),
 }
 """name → (the arm whose answers hold it, the arm that costs about as much, how to read it from their details)."""
 

@@ -220,8 +220,9 @@ def _answerer(deps: Deps, ask: Ask) -> tuple[Answerer, str, int]:
     """Who answers this request, as which arm, and with at most how many tokens."""
     from rag.answer import MAX_QUESTION, Answerer, check_question
 
-    choices = {c.arm: c for c in deps.service.arms()}
-    arm = deps.service.auto().arm if ask.model == "auto" else ask.model
+    auto = deps.service.auto()
+    choices = {c.arm: c for c in (*deps.service.arms(), auto)}
+    arm = auto.arm if ask.model == "auto" else ask.model
     if arm not in choices:
         raise _no_model(ask.model, ["auto", *(c.arm for c in choices.values() if c.available)])
     if not choices[arm].available:

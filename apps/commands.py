@@ -18,6 +18,7 @@ from rag.types import Answer, Finished, Passage, Retrieved, Searching, Step, to_
 if TYPE_CHECKING:
     from rag.index import IndexReport
 
+_NAMED = 10  # broken lines that are named one by one
 _STAGES = {"read": "reading", "embed": "embedding", "write": "writing"}
 
 
@@ -268,7 +269,7 @@ def _rates(answers: Sequence[Answer]) -> dict[str, dict[str, float]]:
 
 
 def read_questions(path: Path, *, skip_broken: bool, console: Console) -> list[Any]:
-    """The questions of a file; with `skip_broken` the bad lines are named on stderr and left out."""
+    """The questions of a file; with `skip_broken` the bad lines are left out, the first ones named, all counted."""
     from rag.errors import QuestionsError
     from rag.questions import read_questions as read
 
@@ -278,8 +279,10 @@ def read_questions(path: Path, *, skip_broken: bool, console: Console) -> list[A
         if not skip_broken or not error.problems:
             raise
         usable = read(path, skip_broken=True)
-        for line, reason in error.problems:
+        for line, reason in error.problems[:_NAMED]:
             console.say(f"{path}, line {line} is left out: {reason}")
+        lines = "1 broken line is" if len(error.problems) == 1 else f"{len(error.problems)} broken lines are"
+        console.say(f"{path}: {lines} left out, {len(usable)} questions are used.")
         return usable
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from apps import serving
 from apps.commands import read_questions
 from apps.console import Console, duration, table
-from apps.decision import load_decision
+from apps.decision import decision_view
 from apps.jobs import answer_config
 from apps.serving import STARTER, make_retriever, open_index
 from apps.training import Plan, estimate, make_rows, train_adapter
@@ -100,7 +100,7 @@ def decide(
         progress=_progress(console),
         resume=not restart,
     )
-    data = load_decision(out).data
+    data = decision_view(out).data
     serving.serve_decision(index, out, query_encoder or serving.served_query_encoder(index))
     console.result({**data, "run": str(out), "report": str(out / "report.html")}, show_decision)
     return 0

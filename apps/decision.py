@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from apps.views import DecisionView
-from rag.errors import ConfigError, UsageError
 from rag.types import ALL_ARMS
 
-FORMAT = 1
 _MAX_REPORT = 20 * 2**20
 
 
-def load_decision(path: Path) -> DecisionView:
-    """The decision of a run folder (or of its decision.json).
+def decision_view(path: Path) -> DecisionView:
+    """The decision of a run folder (or of its decision.json), with its report.
 
     Raises UsageError when there is none, ConfigError when it cannot be read.
     """
-    file = path / "decision.json" if path.is_dir() else path
-    if not file.is_file():
-        raise UsageError(f"{path} holds no decision.json; `ragtune decide ... --out {path}` writes one.")
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not JSON ({error}); run `ragtune decide` again.") from error
-    if not isinstance(data, dict) or data.get("chosen") not in (None, *ALL_ARMS):
-        allowed = ", ".join(ALL_ARMS)
-        raise ConfigError(f"{file} does not name a chosen arm out of {allowed}; run `ragtune decide` again.")
-    if isinstance(data.get("format"), int) and data["format"] > FORMAT:
-        raise ConfigError(f"{file} has format {data['format']}; this version reads up to {FORMAT}: upgrade ragtune.")
+    from agents.record import read_decision
+
+    file, data = read_decision(path)
     report = file.with_name("report.html")
     fits = report.is_file() and report.stat().st_size <= _MAX_REPORT
     text = report.read_text(encoding="utf-8", errors="replace") if fits else ""

@@ -13,7 +13,7 @@ from typing import Any
 
 from apps import commands, deciding, jobs
 from apps.console import Console, duration
-from apps.decision import load_decision
+from apps.decision import decision_view
 from apps.env import version
 from rag.errors import UsageError
 
@@ -48,7 +48,7 @@ def demo(*, folder: Path, port: int | None, no_chat: bool, seed: int, console: C
         _finish(folder, "decide", stamp, {})
     else:
         console.say("     already decided, from the same documents and questions")
-    data = load_decision(run).data
+    data = decision_view(run).data
     steps = {"index": indexed, "decide": {key: data.get(key) for key in ("chosen", "reason", "arms", "warnings")}}
     result = {"folder": str(folder), "seconds": round(time.monotonic() - began, 1), "run": str(run), **steps}
     console.result(result, lambda _: deciding.show_decision({**data, "report": str(run / "report.html")}))

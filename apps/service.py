@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from apps import serving
 from apps.asking import Change, Report, follow, history
-from apps.decision import load_decision
+from apps.decision import decision_view
 from apps.library import Library
 from apps.metrics import Full, Gate
 from apps.render import uses_documents
@@ -135,7 +135,7 @@ class Service:
             library,
             generator=generator or served.generator or serving.STARTER,
             encoder=encoder or library.encoder_name,
-            decision=load_decision(served.decision) if served.decision else None,
+            decision=decision_view(served.decision) if served.decision else None,
             adapters={**served.adapters, **{arm: str(path) for arm, path in adapters.items()}},
             picked=served.picked,
             router=None if adapters else _router(served, generator, library.retrieval.reranker),
@@ -269,7 +269,7 @@ class Service:
         decision, adapters, before = self._named  # what was named at the start holds until another decision is recorded
         named = decision if _recorded(self.library.folder) == before else None
         served = serving.find_serving(self.library.folder, decision=named)
-        self.decision = load_decision(served.decision) if served.decision else None
+        self.decision = decision_view(served.decision) if served.decision else None
         self.adapters = {**served.adapters, **({} if named is None and decision else adapters), **served.picked}
         self.picked = dict(served.picked)
         self.router = None if adapters else _router(served, self._names[0], self.library.retrieval.reranker)

@@ -126,13 +126,13 @@ def find_serving(index: Path, *, decision: Path | None = None) -> Serving:
 
     A chosen arm whose adapter folder has vanished is not served silently by another: ConfigError names the folder.
     """
-    from apps.decision import decided_adapters, load_decision
+    from apps.decision import decided_adapters, decision_view
 
     run = decision or find_run(index)
     picked = picked_adapters(index)
     if run is None:
         return Serving(next(iter(picked), "rag"), picked, picked=picked)
-    view = load_decision(run)
+    view = decision_view(run)
     folder = run if run.is_dir() else run.parent
     adapters = {**decided_adapters(view, folder), **picked}
     chosen = str(view.data.get("chosen") or "rag")
@@ -154,14 +154,14 @@ def find_router(serving: Serving, *, generator: str | None, reranker: str | None
     """
     if serving.decision is None or not (serving.decision / "router.json").is_file():
         return None, ""
-    from agents.record import load_decision
+    from agents.record import read_decision
     from agents.router import load_router
 
     router = load_router(serving.decision)
     if router is None or not router.better:
         return None, ""
     made, instead = router.made_with, f"so {serving.arm} answers."
-    if made.get("date") != load_decision(serving.decision).data.get("date"):
+    if made.get("date") != read_decision(serving.decision)[1].get("date"):
         return None, f"The decision is newer than its router, {instead} Run `ragtune route` again."
     if generator is not None and generator != made.get("generator"):
         return None, f"The router was learnt with the generator {made.get('generator')}, not {generator}, {instead}"

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.bench import shared_folder
+from rag.errors import QuestionsError
 from rag.index import Index, sync
 from rag.metrics import retrieval_metrics
 from rag.models import load_encoder
@@ -73,11 +74,20 @@ def prepare(shared: Path, name: str, work: Path, encoder: Any) -> tuple[Index, d
         subprocess.run(command, check=True, stdout=sys.stderr)
     report = sync(task / "index", [task / "corpus"], encoder, progress=show_progress)
     print(f"  {name}: {report.documents} documents, {report.chunks} chunks, {report.seconds:.0f} s", file=sys.stderr)
-    parts = {
-        "dev": read_questions(task / "train.jsonl", skip_broken=True),
-        "test": read_questions(task / "test.jsonl", skip_broken=True),
-    }
+    parts = {part: usable(task / file) for part, file in (("dev", "train.jsonl"), ("test", "test.jsonl"))}
     return Index.open(task / "index", encoder), parts
+
+
+def usable(path: Path) -> list[Question]:
+    """The questions of a shared file without its broken lines, which are counted aloud."""
+    try:
+        return read_questions(path)
+    except QuestionsError as error:
+        questions = read_questions(path, skip_broken=True)
+        print(
+            f"  {path}: {len(error.problems)} broken lines left out, {len(questions)} questions used", file=sys.stderr
+        )
+        return questions
 
 
 def measure(retriever: Retriever, questions: Sequence[Question]) -> tuple[dict[str, np.ndarray], float]:

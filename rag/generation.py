@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,10 +53,12 @@ def write_generation(
     roots: Sequence[Mapping[str, str]],
     progress: StageProgress | None,
     disk: store.Disk | None,
+    started: float | None = None,
 ) -> tuple[store.Manifest, int]:
     """Commit `entries` (sorted by source) as the generation after `old`; returns the manifest and the texts embedded.
 
-    The caller holds the write lock. `encoder` may be None when no entry is fresh.
+    The caller holds the write lock. `encoder` may be None when no entry is fresh. `started` is when the whole run began
+    (`time.perf_counter`), so that its pace is kept in the manifest.
     """
     layout = _Layout(old, entries)
     fingerprint = encoder.fingerprint if encoder else _known(old).manifest.fingerprint
@@ -91,11 +94,20 @@ def write_generation(
         roots=tuple(roots),
         files={},
         approximate=approximate,
+        built=_built(reusable, embedded, started),
     )
     manifest = store.commit(folder, manifest, contents, disk=disk)
     if progress:
         progress("write", 1, 1, "")
     return manifest, embedded
+
+
+def _built(old: Snapshot | None, embedded: int, started: float | None) -> dict[str, float] | None:
+    """Seconds and texts of this run, or of the earlier one (with the same encoder) that embedded more."""
+    before = old.manifest.built if old is not None else None
+    if started is None or not embedded or (before and before["embedded"] > embedded):
+        return dict(before) if before else None
+    return {"seconds": round(time.perf_counter() - started, 3), "embedded": embedded}
 
 
 def _known(old: Snapshot | None) -> Snapshot:

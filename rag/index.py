@@ -343,7 +343,15 @@ def _write(
                     entry.document, settings, count_tokens=encoder.count_tokens, max_tokens=encoder.max_tokens
                 )
     manifest, embedded = write_generation(
-        folder, old, entries, encoder, chunking=asdict(settings), roots=roots, progress=progress, disk=disk
+        folder,
+        old,
+        entries,
+        encoder,
+        chunking=asdict(settings),
+        roots=roots,
+        progress=progress,
+        disk=disk,
+        started=started,
     )
     return IndexReport(
         manifest.documents,

@@ -115,6 +115,7 @@ class Manifest:
 
     `chunking` are the chunk settings as plain values; `roots` are {"path", "prefix"} of every folder or file indexed;
     `approximate` is None below the size where search stops being exact, else how the approximate index was made.
+    `built` is {"seconds", "embedded"} of the run that embedded most texts, by which what the index costs is known.
     """
 
     generation: int
@@ -127,8 +128,16 @@ class Manifest:
     roots: tuple[Mapping[str, str], ...]
     files: Mapping[str, tuple[str, FileRecord]]
     approximate: Mapping[str, int] | None = None
+    built: Mapping[str, float] | None = None
     created: float = 0.0
     format: int = FORMAT
+
+    @property
+    def index_seconds(self) -> float | None:
+        """Seconds that indexing all its chunks takes, by the pace of the run that embedded most; None where unknown."""
+        if not self.built or not self.built.get("embedded"):
+            return None
+        return float(self.built["seconds"]) / float(self.built["embedded"]) * self.chunks
 
     def to_json(self) -> str:
         """Canonical JSON with a checksum over everything else, so that any changed bit is noticed at open."""

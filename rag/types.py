@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 ARMS = ("base", "rag", "tuned", "tuned+rag")
-MODE_ARMS = ("self-rag", "ra-dit", "replug", "rag-token", "rag-sequence", "iterative", "agent")
+MODE_ARMS = ("self-rag", "ra-dit", "replug", "rag-token", "rag-sequence", "iterative", "flare", "agent")
 """Arms that answer in a way of their own, by a mode (`rag.modes`); measured where they are asked for."""
 ALL_ARMS = (*ARMS, *MODE_ARMS)
 

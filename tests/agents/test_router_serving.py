@@ -40,9 +40,9 @@ def fact(i: int) -> tuple[str, str]:
 
 def reply(messages: Sequence[Message]) -> str:
     """Reads a height out of the passages; knows every riddle, unless passages distract it."""
-    asked = [m for m in messages if m["role"] == "user"][-1]["content"]
-    text, _, question = asked.rpartition("Question:")
-    if "[1]" in text:
+    text, _, question = "\n".join(m["content"] for m in messages).rpartition("Question:")
+    question = question.split("\n")[0].strip()
+    if "Passage:" in text or "[1]" in text:
         name = next((w for w in question.replace("?", "").split() if w.startswith("station")), "nothing")
         at = text.find(f"{name} stands")
         return " ".join(text[at:].split()[2:4]) if at >= 0 else "a wrong thing"
@@ -316,3 +316,25 @@ def test_too_few_questions_are_refused_before_a_model_is_loaded(
         path.write_text("".join(json.dumps(row) + "\n" for row in read_rows(path)[:40]))
     assert main(["route", str(copied)]) == 2
     assert "at least 100 measured questions" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------------- page
+
+
+def test_the_chat_routes_and_tells_why(
+    index: Index, copied: Path, models: FakeGenerator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from apps.service import Loaders, Service
+
+    json_of(capsys, "route", str(copied))
+    loaders = Loaders(encoder=lambda name: ENCODER, generator=lambda name: models)
+    service = Service.open(index.folder, decision=copied, loaders=loaders)
+    service.start()
+    assert service.wait(20).phase == "ready"
+    auto = service.auto()
+    assert auto.arm == AUTO and "The router is better than always " in auto.reason
+    for question, arm in (("How high is the weather post station07?", "rag"), ("Solve my riddle abcde?", "base")):
+        last = list(service.ask(question))[-1].replies[0]
+        assert last.status == "done" and last.answer is not None and last.answer.arm == arm
+        assert last.steps[0].kind == "route" and last.steps[0].text.startswith(f"{arm}: ")
+        assert last.answer.details["route"]["reason"]
