@@ -32,7 +32,7 @@ class RetrieverConfig:
     are found with the vectors of the last refresh and ranked again by the encoder as it is now.
     `refresh_steps`: retrieve candidates again after so many steps (and embed all documents again, where their side is
     trained); 0: never.
-    `hard_negatives` for each question, mined outside `margin` of the right one (see `mine_negatives`).
+    `hard_negatives` for each question; `margin` tells the doubtful ones where no answer is known (`mine_negatives`).
     `train_embeddings`: the word vectors too; they are half of a small encoder, and few questions see few words.
     """
 

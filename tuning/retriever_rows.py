@@ -221,9 +221,11 @@ def mine_negatives(
 ) -> list[Example]:
     """The examples with the nearest `count` wrong rows of the first `window`, and the doubtful ones ignored.
 
-    `queries` [examples, d], `vectors` [rows, d], unit length. A row is doubtful where its score comes within `margin`
-    of the best positive's (s > s⁺ − |s⁺| · margin: NV-Retriever's TopK-PercPos, as `mine_hard_negatives` of
-    sentence-transformers has it), where it holds an answer, or where its words are those of a positive.
+    `queries` [examples, d], `vectors` [rows, d], unit length. A row is doubtful where it holds an answer or has the
+    words of a positive. Where no answer is known, its score decides: doubtful within `margin` of the best positive's
+    (s > s⁺ − |s⁺| · margin: NV-Retriever's TopK-PercPos, as `mine_hard_negatives` of sentence-transformers has it).
+    With an answer at hand that rule would only do harm: it takes every passage for doubtful that the encoder wrongly
+    prefers to the right one, and so leaves out what is to be learnt.
     With `among`, the negatives of labelled questions are taken from these rows alone.
     """
     made: list[Example] = []
@@ -246,8 +248,8 @@ def _mined(
 ) -> Example:
     positive = set(example.positive)
     best = max((float(scores[row]) for row in positive), default=np.inf)
-    limit = best - abs(best) * margin
     answers = [fold(a) for a in example.answers if len(fold(a)) >= _SHORT]
+    limit = best - abs(best) * margin if not answers else np.inf
     same = {corpus.plain(row) for row in positive}
     size = min(len(scores), window + len(positive))
     near = np.argpartition(-scores, size - 1)[:size]

@@ -131,6 +131,8 @@ def test_false_negatives_are_ignored(corpus: Corpus) -> None:
     query[0, ferry], query[0, library] = 0.9, 0.89
     one = mine_negatives(corpus, [Example("a", "?", (), (ferry,))], query, vectors, count=9, margin=0.05)[0]
     assert library in one.ignored and library not in one.negative  # within 5 % of the right one
+    told = mine_negatives(corpus, [Example("a", "?", ("seven",), (ferry,))], query, vectors, count=9, margin=0.05)[0]
+    assert library in told.negative  # it does not hold the answer
     holds = mine_negatives(
         corpus, [Example("a", "?", ("two crowns",), (ferry,))], query * 0 + vectors[ferry], vectors, count=9, margin=0.0
     )[0]
