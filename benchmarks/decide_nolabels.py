@@ -5,5 +5,11 @@ python -m benchmarks.bench decide_nolabels -- --work FOLDER      keeps the index
 
 from benchmarks.loop import run
 
-if __name__ == "__main__":
+
+def main() -> int:
     run("qa/squad_v1.1", labels=False)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -5,5 +5,11 @@ python -m benchmarks.bench decide_squad -- --work FOLDER      keeps the index an
 
 from benchmarks.loop import run
 
-if __name__ == "__main__":
+
+def main() -> int:
     run("qa/squad_v1.1")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -95,7 +95,7 @@ def test_a_failing_job_says_why_and_can_be_resumed(jobs: Jobs) -> None:
 
 
 def test_cancel_ends_it_and_jobs_wait_in_order(jobs: Jobs) -> None:
-    first, second, third = tune(jobs, 600), tune(jobs), tune(jobs)
+    first, second, third = tune(jobs, 6000), tune(jobs), tune(jobs)
     until(jobs, first, "running")
     waiting = until(jobs, second, "queued")
     assert waiting.ahead == 1 and jobs.get(third.id).ahead == 2
@@ -106,7 +106,7 @@ def test_cancel_ends_it_and_jobs_wait_in_order(jobs: Jobs) -> None:
     jobs.cancel(third.id)
     until(jobs, third, "cancelled")
     assert jobs.cancel(first.id).cancelling
-    ended = until(jobs, first, "cancelled", 30)
+    ended = until(jobs, first, "cancelled", 120)
     assert ended.message == "stopped. Checkpoints are kept." and ended.can_resume
     until(jobs, second, "done")
 
