@@ -67,7 +67,7 @@ def _shot(trace: dict[str, Any]) -> Shot:
     return Shot(trace["question"], tuple(moves))
 
 
-def side_by_side(config: AgentConfig, rows: int) -> dict[str, float]:
+def side_by_side(config: AgentConfig, rows: int) -> dict[str, Any]:
     """What changes in the config of a run that shares the machine with others: its time is a share of what passes."""
     return {"seconds": config.seconds * rows}
 
