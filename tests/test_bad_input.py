@@ -182,6 +182,7 @@ def test_questions_file_with_broken_lines(index: Path, tmp_path: Path, cli: Cli)
     code, out, err = cli("evaluate", index, "--questions", path, "--skip-broken", "--json")
     assert code == 0 and json.loads(out)["n"] == len(QUESTIONS)
     assert "line 5 is left out" in err and "line 6 is left out" in err
+    assert f"2 broken lines are left out, {len(QUESTIONS)} questions are used" in err
 
 
 @pytest.mark.parametrize("text", ["", "\n\n"])

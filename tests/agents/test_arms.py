@@ -276,3 +276,23 @@ def test_reading_a_decision_that_is_not_there_or_damaged(tmp_path: Path) -> None
     (tmp_path / "decision.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(ConfigError, match="upgrade"):
         load_decision(tmp_path)
+
+
+def test_what_indexing_took_reaches_the_decision(index: Index, generator: FakeGenerator, tmp_path: Path) -> None:
+    built = index.manifest.built
+    assert built is not None and built["embedded"] == index.manifest.chunks
+    assert index.manifest.index_seconds == pytest.approx(built["seconds"])
+    run(index, [], TEST, tmp_path / "run", generator=generator, config=FAST, timed=0)
+    arms = {arm["arm"]: arm["index_seconds"] for arm in load_decision(tmp_path / "run").data["arms"]}
+    assert arms["rag"] == index.manifest.index_seconds and arms["base"] == 0.0
+
+
+def test_a_small_update_does_not_change_what_the_index_costs(index: Index, corpus: Path) -> None:
+    before = index.manifest
+    (corpus / "extra.md").write_text("One more short note about the pier.\n")
+    sync(index.folder, [corpus], FakeEncoder())
+    index.refresh()
+    assert index.manifest.built == before.built and index.manifest.chunks == before.chunks + 1
+    assert index.manifest.index_seconds == pytest.approx(
+        (before.index_seconds or 0) / before.chunks * (before.chunks + 1)
+    )
