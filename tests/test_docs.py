@@ -15,7 +15,12 @@ from apps.options import COMMANDS, resolve
 from tests.fakes import FakeEncoder, FakeGenerator
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md"))),
+)
 TARGETS = ("setup", "demo", "test", "test-all", "check", "bench", "lint", "format", "clean")
 
 
