@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 from rag.errors import ConfigError
-from rag.prompt import ABSTAIN, HISTORY_TURNS, neutralise, render, strip_markers
-from rag.protocols import Generator, Message, is_begun
+from rag.prompt import HISTORY_TURNS, neutralise, render, strip_markers
+from rag.protocols import TEXT, Generator, Message, is_begun
 from rag.types import Chunk, Passage, Turn
 
 if TYPE_CHECKING:
@@ -27,23 +27,16 @@ ASKING = ("Q: ", "Question: ", "")
 ANSWERING = ("A:", "Answer:")
 """Markers of the background template; the answer follows its marker after one space."""
 
-_SYSTEM = f"Answer the question with a few words. If neither you nor the background knows the answer, say: {ABSTAIN}"
-CONTINUE = "Continue the text."
-
 
 def background(
     question: str, chunk: str, *, asking: str = ASKING[1], answering: str = ANSWERING[1], history: Sequence[Turn] = ()
 ) -> list[Message]:
-    """RA-DIT's prompt for one chunk; the last message begins the answer. Without a chunk, no background."""
+    """RA-DIT's prompt for one chunk, plain text that the answer continues. Without a chunk, no background."""
     parts = [f"Background: {neutralise(chunk)}"] if chunk else []
     turns = [f"Q: {neutralise(t.question)}\nA: {neutralise(strip_markers(t.answer))}" for t in history[-HISTORY_TURNS:]]
     parts += ["\n".join(turns)] if turns else []
-    parts.append(f"{asking}{neutralise(question)}")
-    return [
-        {"role": "system", "content": _SYSTEM},
-        {"role": "user", "content": "\n\n".join(parts)},
-        {"role": "assistant", "content": answering},
-    ]
+    parts.append(f"{asking}{neutralise(question)}\n{answering}")
+    return [{"role": TEXT, "content": "\n\n".join(parts)}]
 
 
 def single(
@@ -89,7 +82,7 @@ def _messages(
         return background(question, text, history=history)
     if template == "continue":
         body = "\n\n".join(neutralise(part) for part in (text, question) if part)
-        return [{"role": "system", "content": CONTINUE}, {"role": "user", "content": body}]
+        return [{"role": TEXT, "content": body}]
     shown = [replace(passage, rank=1, chunk=replace(passage.chunk, text=text))] if passage is not None else []
     return render(question, shown, count_tokens=generator.count_tokens, history=history, style=template).messages
 

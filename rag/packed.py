@@ -7,7 +7,7 @@ attention interface, so a model's own layers run unchanged, adapters included. `
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class Prefill:
 
     cache: Slots
     segments: Sequence[Segment]
+    masks: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
 
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int | None
@@ -75,18 +76,33 @@ class Prefill:
                 row = slice(segment.past_slot, segment.past_slot + 1)
                 ks = torch.cat([stored[0][row, :, : segment.past], ks], dim=2)
                 vs = torch.cat([stored[1][row, :, : segment.past], vs], dim=2)
-                # Queries of nothing stand for the past: a square causal product is exact and needs no mask.
-                qs = torch.cat([qs.new_zeros(1, qs.shape[1], segment.past, qs.shape[3]), qs], dim=2)
+            banded = window is not None and window > 0 and ks.shape[2] > window
+            padded = segment.past if banded or 2 * segment.past < len(segment.ids) else 0
+            if padded and stored:
+                # Queries of nothing stand for a short past: a square causal product is exact and needs no mask.
+                qs = torch.cat([qs.new_zeros(1, qs.shape[1], padded, qs.shape[3]), qs], dim=2)
             if segment.keep_slot is not None and stored:
                 stored[0][segment.keep_slot, :, : ks.shape[2]] = ks[0]
                 stored[1][segment.keep_slot, :, : vs.shape[2]] = vs[0]
-            mask = _band(ks.shape[2], window, ks.device) if window and ks.shape[2] > window else None
+            mask = None
+            if banded and window:
+                mask = _band(ks.shape[2], window, ks.device)
+            elif segment.past and not padded:
+                mask = self._behind(segment.past, len(segment.ids), ks.device)
             out = F.scaled_dot_product_attention(
                 qs, ks, vs, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=ks.shape[1] != qs.shape[1]
             )
-            outputs.append(out[:, :, segment.past :].transpose(1, 2))
+            outputs.append(out[:, :, padded:].transpose(1, 2))
             begin = end
         return torch.cat(outputs, dim=1)
+
+    def _behind(self, past: int, length: int, device: torch.device) -> torch.Tensor:
+        """[length, past + length]: all of the past, and the segment up to itself; the same in every layer."""
+        import torch
+
+        if (past, length) not in self.masks:
+            self.masks[past, length] = torch.ones(length, past + length, dtype=torch.bool, device=device).tril(past)
+        return self.masks[past, length]
 
 
 @dataclass(slots=True)

@@ -1,14 +1,14 @@
 """Teacher-forced log-probabilities: how likely the model finds given answers, token by token.
 
 The output layer runs only on positions that predict a completion token, in bounded pieces. What all prompts have in
-common runs once, and so does a prompt that several rows share (candidate answers to one question).
+common runs once, and so does what some of them share beyond that: a prompt with several completions, a passage that
+stands in front of several questions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,8 +23,16 @@ if TYPE_CHECKING:
 
 KEPT_POSITIONS = 512  # of these, fp32 logits over 50k tokens take 100 MB
 GROUPS = 8
-"""Prompts with several completions each whose keys and values are held at once."""
+"""Groups of rows whose common beginnings are held at once."""
 Row = tuple[Sequence[int], Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rows whose prompts have their first `stem` tokens in common; of each prompt at least one token is left."""
+
+    rows: Sequence[int]
+    stem: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,52 +52,65 @@ def score_rows(make_backend: Callable[[int, int], Any], rows: Sequence[Row]) -> 
     """
     if not rows:
         return []
-    order = sorted(range(len(rows)), key=lambda i: (list(rows[i][0]), len(rows[i][1])))
-    groups, alone = list[list[int]](), list[int]()
-    for _, members in groupby(order, key=lambda i: list(rows[i][0])):
-        group = list(members)
-        several = len(group) > 1 and len(rows[group[0]][0]) >= MIN_SHARED
-        groups += [group] if several else []
-        alone += [] if several else group
+    shared = common_prefix([prompt for prompt, _ in rows]) if len(rows) > 1 else 0
+    shared = shared if shared >= MIN_SHARED else 0
+    groups, alone = _grouped(rows, shared)
     longest = max(len(prompt) + len(completion) for prompt, completion in rows)
     backend = make_backend(longest, min(len(groups), GROUPS) + 1)
     results: dict[int, np.ndarray] = {}
     if isinstance(backend, PlainBackend):
         results = {i: _score_plain(backend.model, row) for i, row in enumerate(rows)}
     else:
-        _score_packed(backend, rows, groups, alone, results)
+        backend.share(rows[0][0][:shared])
+        _score_packed(backend, rows, shared, groups, alone, results)
     bad = [i for i, values in results.items() if not np.isfinite(values).all()]
     if bad:
         raise NumericalError(f"The model gave no finite log-probability for rows {sorted(bad)[:10]}. Try --dtype fp32.")
     return [results[i] for i in range(len(rows))]
 
 
+def _grouped(rows: Sequence[Row], shared: int) -> tuple[list[Group], list[int]]:
+    """Rows whose prompts go on alike behind what all share: several completions of one prompt, or several questions
+    behind one passage; and the rows that stand alone."""
+    order = sorted(range(len(rows)), key=lambda i: (list(rows[i][0]), len(rows[i][1])))
+    groups: list[Group] = []
+    alone: list[int] = []
+    members: list[int] = []
+    stem = 0
+    for i in [*order, None]:
+        if members and i is not None:
+            common = common_prefix([rows[members[0]][0], rows[i][0]])
+            if common >= shared + MIN_SHARED:
+                stem = min(stem, common)
+                members.append(i)
+                continue
+        if len(members) > 1:
+            groups.append(Group(members, stem))
+        else:
+            alone += members
+        members = [i] if i is not None else []
+        stem = len(rows[i][0]) - 1 if i is not None else 0
+    return groups, alone
+
+
 def _score_packed(
     backend: PackedBackend,
     rows: Sequence[Row],
-    groups: Sequence[list[int]],
+    shared: int,
+    groups: Sequence[Group],
     alone: Sequence[int],
     results: dict[int, np.ndarray],
 ) -> None:
-    """The beginning that all prompts share runs once, then what each prompt of a group adds, then what is scored."""
-    shared = common_prefix([prompt for prompt, _ in rows]) if len(rows) > 1 else 0
-    shared = shared if shared >= MIN_SHARED else 0
-    backend.share(rows[0][0][:shared])
+    """What all prompts share was run; then the beginning of each group, then what is scored."""
     slots = backend.slots - 1  # the last one is for rows in pieces
     if not slots:
-        alone, groups = [*alone, *(i for group in groups for i in group)], []
+        alone, groups = [*alone, *(i for group in groups for i in group.rows)], []
     single = [Place(i, shared, backend.slots) for i in sorted(alone, key=lambda i: -len(rows[i][0]))]
     _score_places(backend, rows, single, results)
     for begin in range(0, len(groups), max(1, slots)):
         batch = groups[begin : begin + slots]
-        stems = [rows[group[0]][0][shared:-1] for group in batch]
-        if any(stems):
-            backend.admit([(slot, stem) for slot, stem in enumerate(stems) if stem])
-        places = [
-            Place(i, len(rows[i][0]) - 1, slot if stems[slot] else backend.slots)
-            for slot, group in enumerate(batch)
-            for i in group
-        ]
+        backend.admit([(slot, rows[group.rows[0]][0][shared : group.stem]) for slot, group in enumerate(batch)])
+        places = [Place(i, group.stem, slot) for slot, group in enumerate(batch) for i in group.rows]
         _score_places(backend, rows, places, results)
 
 

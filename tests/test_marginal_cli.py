@@ -34,7 +34,7 @@ def test_tune_and_measure_with_the_arm_of_the_recipe(
     assert models.trained == [("ra-dit", 6)]
     assert found["before"]["f1"] and found["after"]["f1"]
     asked = [call.messages for call in models.generator.calls if call.adapter]
-    assert asked and all(m[1]["content"].startswith("Background: ") for m in asked)
+    assert asked and all(m[0]["content"].startswith("Background: ") for m in asked)
 
 
 def test_instructions_are_mixed_in_and_only_here(

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from rag.errors import ConfigError, QuestionsError
-from rag.marginal_prompt import CONTINUE
 from rag.prompt import neutralise
+from rag.protocols import TEXT
 from rag.types import Chunk
 from tuning.rows import Row
 
@@ -79,11 +79,8 @@ def text_rows(chunks: Iterable[Chunk]) -> list[Row]:
         if len(words) < 2 * CONTINUED:
             continue
         half = len(words) // 2
-        prompt = (
-            {"role": "system", "content": CONTINUE},
-            {"role": "user", "content": neutralise(" ".join(words[:half]))},
-        )
-        said = neutralise(" ".join(words[half : half + CONTINUED]))
+        prompt = ({"role": TEXT, "content": neutralise(" ".join(words[:half]))},)
+        said = " " + neutralise(" ".join(words[half : half + CONTINUED]))
         rows.append(Row(f"text:{chunk.id}", "general", prompt, said, (), (chunk.id,), (chunk.source,)))
     return rows
 

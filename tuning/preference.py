@@ -142,7 +142,7 @@ def _score_missing(
     template: Template,
     progress: Progress | None,
 ) -> None:
-    keys = list(missing)
+    keys = sorted(missing, key=lambda key: missing[key].passage.chunk.text)  # questions on one passage share its pass
     for begin in range(0, len(keys), BLOCK):
         block = keys[begin : begin + BLOCK]
         prompts, completions = zip(*(_prompt(missing[key], generator, template) for key in block), strict=True)

@@ -15,13 +15,13 @@ from rag.endpoint import EndpointConfig, EndpointGenerator
 from rag.errors import ConfigError, EndpointError, NumericalError
 from rag.generator import LocalGenerator
 from rag.marginal import MODES, MarginalConfig, RaDit, RagSequence, Replug, marginal_modes
-from rag.marginal_candidates import Found, choose, merge
+from rag.marginal_candidates import Found, _key, choose, merge
 from rag.marginal_math import log_weights, logsumexp, passage_weights, rag_sequence, rag_token, responsibility
 from rag.marginal_prompt import background, lead, single, template_of
 from rag.marginal_search import Group, Hypothesis, search
 from rag.prompt import ABSTAIN
-from rag.protocols import Decoding
-from rag.types import Chunk, Finished, Passage, Retrieved, Scores, Step, Token
+from rag.protocols import TEXT, Decoding
+from rag.types import Chunk, Finished, Passage, Retrieved, Scores, Step, Token, Turn
 from tests.conformance import stub_endpoint, tiny_model
 from tests.fakes import FakeGenerator
 from tests.tuning.tiny import WORDS, tiny_tokenizer
@@ -279,7 +279,9 @@ def test_one_token_answers_make_sequence_and_token_agree(generator: LocalGenerat
     )
     assert token.text == sequence.text
     best = max(c["logprob"] for c in sequence.details["candidates"] if c["logprob"] is not None)
-    assert token.details["candidates"][0]["logprob"] == pytest.approx(best, abs=1e-3)
+    said = token.details["candidates"][0]["answer"]  # "." and control tokens are one candidate there: no answer
+    same = [c["logprob"] for c in token.details["candidates"] if _key(c["answer"]) == _key(said)]
+    assert np.logaddexp.reduce(same) == pytest.approx(best, abs=1e-3)
 
 
 @pytest.mark.parametrize("arm", ["ra-dit", "rag-sequence"])
@@ -449,12 +451,13 @@ def test_a_long_passage_is_shortened_and_the_answer_keeps_its_room(generator: Lo
 
 def test_the_background_prompt() -> None:
     messages = background("Who?", "Vane did. <|im_end|>", asking="Q: ", answering="A:")
-    assert messages[1:] == [
-        {"role": "user", "content": "Background: Vane did. < |im_end|>\n\nQ: Who?"},
-        {"role": "assistant", "content": "A:"},
-    ]
-    assert lead(messages) == " " and lead(messages[:2]) == ""
-    assert background("Who?", "")[1]["content"] == "Question: Who?"
+    assert messages == [{"role": TEXT, "content": "Background: Vane did. < |im_end|>\n\nQ: Who?\nA:"}]
+    assert lead(messages) == " " and lead([{"role": "user", "content": "Who?"}]) == ""
+    assert background("Who?", "")[0]["content"] == "Question: Who?\nAnswer:"
+    turns = [Turn("Where?", "Here [1]"), Turn("When?", "Now")]
+    assert background("Who?", "x", history=turns)[0]["content"] == (
+        "Background: x\n\nQ: Where?\nA: Here\nQ: When?\nA: Now\n\nQuestion: Who?\nAnswer:"
+    )
 
 
 def test_an_adapter_trained_with_backgrounds_is_asked_with_them(tmp_path: Path) -> None:

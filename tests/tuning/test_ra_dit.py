@@ -62,8 +62,8 @@ def test_each_chunk_is_a_row_with_the_same_answer() -> None:
     assert [r.id for r in rows] == ["q1#0", "q1#1", "q1#2"]
     assert [r.chunks for r in rows] == [("other0",), ("gold",), ("other1",)]
     assert {r.completion for r in rows} == {" 1911"} and [r.gold for r in rows] == [(), (1,), ()]
-    asked = rows[1].prompt[1]["content"]
-    assert asked.startswith(f"Background: {GOLD.text}\n\n") and asked.endswith(QUESTION.question)
+    asked = rows[1].prompt[0]["content"]
+    assert asked.startswith(f"Background: {GOLD.text}\n\n") and f"{QUESTION.question}\nA" in asked
     assert (report.answer, report.gold_retrieved, report.gold_inserted, report.skipped) == (3, 1, 0, 0)
 
 
@@ -77,11 +77,11 @@ def test_a_missed_gold_chunk_takes_the_place_of_the_weakest() -> None:
 def test_markers_are_drawn_anew_for_each_row_and_repeat_with_the_seed() -> None:
     questions = [replace(QUESTION, id=f"q{i}") for i in range(60)]
     rows, _ = make(questions, [found(GOLD, *OTHERS)] * 60)
-    asking = Counter(r.prompt[1]["content"].rpartition("\n\n")[2].removesuffix(QUESTION.question) for r in rows)
-    answering = Counter(r.prompt[2]["content"] for r in rows)
+    asked = [r.prompt[0]["content"].rpartition("\n\n")[2].split(QUESTION.question) for r in rows]
+    asking, answering = Counter(before for before, _ in asked), Counter(after.strip() for _, after in asked)
     assert set(asking) == {"Q: ", "Question: ", ""} and min(asking.values()) > 30
     assert set(answering) == {"A:", "Answer:"} and min(answering.values()) > 50
-    assert any(rows[3 * i].prompt[2] != rows[3 * i + 1].prompt[2] for i in range(60))
+    assert any(asked[3 * i] != asked[3 * i + 1] for i in range(60))
     assert make(questions, [found(GOLD, *OTHERS)] * 60)[0] == rows
     assert make(questions, [found(GOLD, *OTHERS)] * 60, seed=1)[0] != rows
 
@@ -109,7 +109,7 @@ def test_fewer_chunks_than_k_and_none() -> None:
 def test_long_chunks_are_shortened_and_answers_are_not() -> None:
     long = chunk("long", "the ferry sank " * 400)
     rows, _ = make([replace(QUESTION, answers=("1911 " * 50,))], [found(long)], context_tokens=100, insert=0.0)
-    shown = rows[0].prompt[1]["content"].removeprefix("Background: ").rpartition("\n\n")[0]
+    shown = rows[0].prompt[0]["content"].removeprefix("Background: ").rpartition("\n\n")[0]
     assert 60 < count(shown) <= 100 and count(rows[0].completion) == 50
 
 
@@ -151,8 +151,8 @@ def test_the_papers_shares_are_the_default() -> None:
 def test_text_of_the_documents_is_continued() -> None:
     text = " ".join(f"w{i}" for i in range(80))
     (row,) = text_rows([chunk("c", text), chunk("short", "a few words")])
-    assert row.prompt[1]["content"] == " ".join(f"w{i}" for i in range(40))
-    assert row.completion == " ".join(f"w{i}" for i in range(40, 40 + CONTINUED))
+    assert row.prompt == ({"role": "text", "content": " ".join(f"w{i}" for i in range(40))},)
+    assert row.completion == " " + " ".join(f"w{i}" for i in range(40, 40 + CONTINUED))
 
 
 def test_instructions_are_read_under_their_usual_names(tmp_path: Path) -> None:
