@@ -13,7 +13,11 @@ from apps.processes import KINDS
 from apps.strings import CHINESE, ENGLISH, TABLE
 from rag.types import ALL_ARMS
 
-SOURCES = [p for p in sorted((Path(__file__).resolve().parents[2] / "apps").glob("*.py")) if p.name != "strings.py"]
+SOURCES = [
+    p
+    for p in sorted((Path(__file__).resolve().parents[2] / "apps").glob("*.py"))
+    if p.name not in ("strings.py", "strings_work.py")
+]
 
 
 def fields(template: str) -> set[str]:
