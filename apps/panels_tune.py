@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from apps.console import duration
@@ -171,11 +172,16 @@ def jobs(found: Sequence[Job], current: str, t: Words = ENGLISH, *, bus: str = "
         f'<li><button type="button" class="rt-talk-open{" rt-current" if j.id == current else ""}" data-bus="{bus}" '
         f'data-event="select" data-job="{escape(j.id)}"{" aria-current=true" if j.id == current else ""}>'
         f"<span>{escape(t.job(j.kind))} · {escape(t('state-' + j.state))}</span><span "
-        f'class="rt-sub">{escape(j.id[:15])}</span>'
+        f'class="rt-sub">{_when(j.created)}</span>'
         "</button></li>"
         for j in found[:20]
     )
     return f'<ul class="rt-talks rt-jobs">{items}</ul>'
+
+
+def _when(created: float) -> str:
+    """The day and minute of an order, in the time of the server."""
+    return datetime.fromtimestamp(created).strftime("%Y-%m-%d %H:%M") if created else "–"
 
 
 def before_after(result: Mapping[str, Any] | None, t: Words = ENGLISH) -> str:

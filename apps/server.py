@@ -119,9 +119,10 @@ def launch(
         Middleware(Bounded, upload_bytes=service.library.limits.batch_bytes),
         Middleware(Forked, api=api, paths=PATHS),
     ]
+    # `_frontend=False` leaves out one thing: a look at the page that gives up, and blames a proxy, after three seconds.
     _, address, _ = page.launch(
         server_name=access.host, server_port=chosen, share=False, inbrowser=open_browser, prevent_thread_lock=True,
-        quiet=True,
+        quiet=True, _frontend=False,
         show_error=False, theme=theme.theme(), css=theme.css(), footer_links=[], run_history=False, allowed_paths=[],
         max_file_size=service.library.limits.file_bytes, enable_monitoring=False, ssr_mode=False, pwa=False,
         mcp_server=False, strict_cors=True, app_kwargs={"middleware": walls, "docs_url": None, "redoc_url": None},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import uuid
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -282,6 +283,7 @@ def download(name: str, text: str) -> str:
     data = base64.b64encode(text.encode("utf-8", "replace")).decode()
     return (
         f'<p class="rt-aside"><a class="rt-download rt-autosave" download="{escape(name)}" '
+        f'data-made="{uuid.uuid4().hex}" '
         f'href="data:{kind};base64,{data}">{escape(name)}</a></p>'
     )
 

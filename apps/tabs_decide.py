@@ -43,7 +43,7 @@ def build(t: Words) -> SimpleNamespace:
                 [(t("none"), "")], value="", label=t("decide-train"), elem_id="decide-train", filterable=False
             )
             v.test = gr.Dropdown([], label=t("decide-test"), elem_id="decide-test", filterable=False)
-            v.minutes = gr.Number(None, label=t("minutes"), placeholder=t("automatic"), elem_id="decide-minutes")
+            v.minutes = gr.Textbox(label=t("minutes"), placeholder=t("automatic"), elem_id="decide-minutes")
             v.queries = gr.Number(QUERIES, label=t("queries-month"), precision=0, minimum=1, elem_id="decide-queries")
         v.command = gr.HTML(elem_id="decide-command", apply_default_css=False)
         v.start = gr.Button(t("decide-start"), variant="primary", elem_id="decide-start")
@@ -120,10 +120,10 @@ def state(
     return {**reading(desk, v, t), **files(desk, v, t, train, test), **watching(desk, v, t, job)}
 
 
-def argv(desk: Desk, train: str, test: str, minutes: float | None, queries: float | None) -> list[str]:
+def argv(desk: Desk, train: str, test: str, minutes: str, queries: float | None) -> list[str]:
     """The command of these settings. Raises UsageError for what is missing."""
     return desk.workshop.decide_command(
-        train or "", test or "", minutes=minutes or None, queries=int(queries or QUERIES)
+        train or "", test or "", minutes=tabs_tune.number(minutes, "number of minutes"), queries=int(queries or QUERIES)
     )
 
 
@@ -142,7 +142,7 @@ def command(desk: Desk, t: Words, values: tuple[Any, ...]) -> str:
 def wire(desk: Desk, tab: gr.Tab, v: SimpleNamespace, bus: gr.HTML, clock: gr.Timer, t: Words) -> None:
     """What the tab does."""
 
-    def run(train: str, test: str, minutes: float | None, queries: float | None, request: gr.Request) -> dict[Any, Any]:
+    def run(train: str, test: str, minutes: str, queries: float | None, request: gr.Request) -> dict[Any, Any]:
         try:
             started = desk.jobs.start(argv(desk, train, test, minutes, queries), user=desk.user(request))
         except RagtuneError as error:

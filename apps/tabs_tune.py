@@ -18,7 +18,7 @@ from apps.strings import Words
 from apps.tabs_chat import QUIET, download, field
 from apps.tabs_documents import title
 from apps.workshop import PREFERENCE, RECIPES, Knobs
-from rag.errors import RagtuneError
+from rag.errors import RagtuneError, UsageError
 
 KINDS = ("questions", "tune")
 LOG_LINES = 60
@@ -76,11 +76,13 @@ def _settings(u: SimpleNamespace, t: Words) -> None:
         u.method = gr.Dropdown(
             list(OPTIONS["method"].choices or ()), value="lora", label=t("method"), elem_id="method", filterable=False
         )
-        u.epochs = gr.Number(None, label=t("epochs"), placeholder=auto, elem_id="epochs")
-        u.rate = gr.Number(None, label=t("learning-rate"), placeholder=auto, step=1e-4, elem_id="rate")
-        u.minutes = gr.Number(None, label=t("minutes"), placeholder=auto, elem_id="minutes")
-        u.k = gr.Number(None, label=t("passages"), placeholder=auto, precision=0, elem_id="passages")
-        u.name = gr.Textbox(label=t("adapter-name"), placeholder=auto, max_length=80, elem_id="adapter-name")
+        u.epochs = gr.Textbox(label=t("epochs"), placeholder=auto, elem_id="epochs")
+        u.rate = gr.Textbox(label=t("learning-rate"), placeholder=auto, elem_id="rate")
+        u.minutes = gr.Textbox(label=t("minutes"), placeholder=auto, elem_id="minutes")
+        u.k = gr.Textbox(label=t("passages"), placeholder=auto, elem_id="passages")
+        u.name = gr.Textbox(
+            label=t("adapter-name"), placeholder=t("name-automatic"), max_length=80, elem_id="adapter-name"
+        )
     with gr.Row(elem_classes="rt-form rt-buttons"):
         u.look = gr.Button(t("look"), size="sm", elem_id="look")
         u.estimate = gr.Button(t("estimate"), size="sm", elem_id="estimate")
@@ -100,12 +102,30 @@ def _running(u: SimpleNamespace, t: Words) -> None:
     u.adapters = gr.HTML(elem_id="adapters", apply_default_css=False)
 
 
+def number(text: Any, label: str) -> float | None:
+    """What was typed into a field as a number above 0; None for an empty one, which leaves it to the recipe.
+
+    (Gradio's own number field shows an empty value as 0.) UsageError for anything else.
+    """
+    typed = str(text or "").strip().replace(",", ".")
+    if not typed:
+        return None
+    try:
+        value = float(typed)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e9:
+        raise UsageError(f"“{typed}” is no {label}: give a number above 0, or leave the field empty.")
+    return value
+
+
 def knobs(*values: Any) -> Knobs:
-    """The settings as they stand in the components; what is empty or zero is left to the recipe."""
+    """The settings as they stand in the components. UsageError for what is no number."""
     train, test, recipe, method, epochs, rate, minutes, k, name = values
+    passages = number(k, "number of passages")
     return Knobs(
-        train or "", test or "", recipe, method, epochs or None, rate or None, minutes or None,
-        int(k) if k else None, str(name or ""),
+        train or "", test or "", recipe, method, number(epochs, "number of epochs"), number(rate, "learning rate"),
+        number(minutes, "number of minutes"), max(1, int(passages)) if passages else None, str(name or ""),
     )  # fmt: skip
 
 

@@ -71,7 +71,7 @@ def theme() -> Any:
         "input_background_fill": ("#ffffff", "*neutral_900"),
         "input_border_color": ("*neutral_300", "#3a4843"),
         "input_border_color_focus": ("*primary_500", "*primary_400"),
-        "input_placeholder_color": ("*neutral_400", "*neutral_500"),
+        "input_placeholder_color": ("*neutral_500", "*neutral_400"),
         "button_primary_background_fill": ("*primary_600", "*primary_400"),
         "button_primary_background_fill_hover": ("*primary_700", "*primary_300"),
         "button_primary_text_color": ("#ffffff", "#06201c"),

@@ -166,7 +166,7 @@ dialog.addEventListener("click", (event) => {
 
 // A new question is brought to the top of the window once; after that the reader scrolls alone.
 let seen = null;
-const saved = new WeakSet();
+const saved = new Set();
 if (window.ragtuneObserver) window.ragtuneObserver.disconnect();
 window.ragtuneObserver = new MutationObserver(() => {
   const live = document.querySelector("#live-answers [data-turn]");
@@ -176,9 +176,9 @@ window.ragtuneObserver = new MutationObserver(() => {
   for (const fold of document.querySelectorAll("details[data-keep]:not([open])"))
     if (kept.has(fold.dataset.keep)) fold.open = true;
   const link = document.querySelector("a.rt-autosave");
-  if (link && !saved.has(link)) {
-    saved.add(link);
+  if (link && !saved.has(link.dataset.made)) {
+    saved.add(link.dataset.made);
     link.click();
   }
 });
-window.ragtuneObserver.observe(document.body, { childList: true, subtree: true, attributes: true, attributeFilter: ["data-turn"] });
+window.ragtuneObserver.observe(document.body, { childList: true, subtree: true, attributes: true, attributeFilter: ["data-turn", "data-made"] });
