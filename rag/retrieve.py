@@ -186,8 +186,9 @@ def freeze(
 ) -> list[list[Passage]]:
     """The passages of each question, from `folder`/retrievals.jsonl where they stand there already, else searched now.
 
-    Keyed by hash(content of the generation, query encoder, retrieval config, k, question), so that every arm of an experiment and
-    every training row sees identical retrievals, and none from another index. The file is replaced in one step.
+    Keyed by hash(content of the generation, query encoder, retrieval config, k, question), so that every arm of an
+    experiment and every training row sees identical retrievals, and none from another index. The file is replaced in
+    one step.
     """
     path = Path(folder) / "retrievals.jsonl"
     retriever.index.refresh()
