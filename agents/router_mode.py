@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,7 @@ from rag.errors import UsageError
 from rag.prompt import search_query
 from rag.protocols import Progress
 from rag.retrieve import Retriever
-from rag.types import Answer, Event, Finished, Passage, Step, Turn
+from rag.types import MODE_ARMS, Answer, Event, Finished, Passage, Step, Turn
 
 AUTO = "auto"
 """The name under which the mode is handed to an `Answerer`."""
@@ -49,10 +50,12 @@ class RoutedMode:
         self, answerer: Answerer, question: str, *, arm: str = AUTO, history: Sequence[Turn] = ()
     ) -> Iterator[Event]:
         """The events of one run, the choice first."""
+        began = time.perf_counter()
         query = search_query(question, history)
         retriever = _retriever(answerer)
         found, vectors = self._search(retriever, [query])
         choice = self._choose(answerer, [question], found, vectors)[0]
+        before = time.perf_counter() - began
         yield Step("route", f"{choice.arm}: {choice.reason}", choice.to_dict(), choice.seconds)
         inner = Answerer(
             answerer.generator,
@@ -62,7 +65,7 @@ class RoutedMode:
             modes={name: mode for name, mode in answerer.modes.items() if name != AUTO},
         )
         for event in inner.stream(question, arm=choice.arm, history=history):
-            yield Finished(_noted(event.answer, choice)) if isinstance(event, Finished) else event
+            yield Finished(_noted(event.answer, choice, before)) if isinstance(event, Finished) else event
 
     def answer_many(
         self,
@@ -74,9 +77,12 @@ class RoutedMode:
         progress: Progress | None = None,
     ) -> list[Answer]:
         """Questions are sorted by the arm that is chosen for them, and each arm answers its own in one batch."""
-        searched, vectors = self._search(_retriever(answerer), questions)
-        found = retrievals if retrievals is not None else searched
+        if not questions:
+            return []
+        began = time.perf_counter()
+        found, vectors = self._search(_retriever(answerer), questions, retrievals)
         choices = self._choose(answerer, questions, found, vectors)
+        before = (time.perf_counter() - began) / len(questions)
         answers: dict[int, Answer] = {}
         for name in dict.fromkeys(choice.arm for choice in choices):
             at = [i for i, choice in enumerate(choices) if choice.arm == name]
@@ -87,12 +93,16 @@ class RoutedMode:
                 retrievals=None if name in CLOSED_BOOK else [found[i] for i in at],
                 progress=None if progress is None else lambda n, _, done=done: progress(done + n, len(questions)),  # type: ignore[misc]
             )
-            answers |= {i: _noted(answer, choices[i]) for i, answer in zip(at, said, strict=True)}
+            answers |= {i: _noted(answer, choices[i], before) for i, answer in zip(at, said, strict=True)}
         return [answers[i] for i in range(len(questions))]
 
-    def _search(self, retriever: Retriever, queries: Sequence[str]) -> tuple[list[list[Passage]], np.ndarray | None]:
+    def _search(
+        self, retriever: Retriever, queries: Sequence[str], frozen: Sequence[Sequence[Passage]] | None = None
+    ) -> tuple[Sequence[Sequence[Passage]], np.ndarray | None]:
         """Passages of each query, and the queries' embeddings where the router looks at them: embedded once."""
         vectors = retriever.index.embed_queries(queries) if self.router.embeds else None
+        if frozen is not None:
+            return frozen, vectors
         return retriever.search_many(queries, max(DEPTH, retriever.config.k), vectors=vectors), vectors
 
     def _choose(
@@ -105,7 +115,7 @@ class RoutedMode:
         sure: Sequence[Sequence[float]] = [()] * len(questions)
         if self.router.asks_generator:
             sure = uncertainty(answerer.generator, questions, found, answerer.config).tolist()
-        able = [arm for arm in self.router.arms if not arm.startswith("tuned") or arm in answerer.adapters]
+        able = [arm for arm in self.router.arms if _can_answer(answerer, arm)]
         return [
             self.router.choose(q, p, vector=None if vectors is None else vectors[i], sure=sure[i], allowed=able)
             for i, (q, p) in enumerate(zip(questions, found, strict=True))
@@ -118,6 +128,14 @@ def _retriever(answerer: Answerer) -> Retriever:
     return answerer.retriever
 
 
-def _noted(answer: Answer, choice: Choice) -> Answer:
+def _can_answer(answerer: Answerer, arm: str) -> bool:
+    """Whether an arm has what it needs here: its adapter, or its way of answering."""
+    if arm in MODE_ARMS:
+        return answerer.mode(arm) is not None
+    return not arm.startswith("tuned") or arm in answerer.adapters
+
+
+def _noted(answer: Answer, choice: Choice, before: float) -> Answer:
+    """The answer with the choice in its details, and the seconds of searching and choosing counted."""
     details: Mapping[str, object] = {**answer.details, "route": choice.to_dict()}
-    return replace(answer, details=details, seconds=answer.seconds)
+    return replace(answer, details=details, seconds=answer.seconds + before)

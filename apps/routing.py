@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 TIMED = 20
 """Questions whose search and features are timed: what choosing costs is part of the comparison."""
+_LEGEND = """* the best single arm on these questions, in hindsight
+accuracy: how often the cheapest of the arms that did best was taken; regret: what the oracle has more, after cost"""
 _MADE_WITH = ("generator", "generator_fingerprint", "encoder", "prompt_version", "retrieval_config", "date")
 
 
@@ -129,7 +131,7 @@ def show_router(data: Mapping[str, Any]) -> str:
     """The table of policies, the router by kind of question, and the verdict."""
     from agents.router_report import shown
 
-    lines = [table(shown(data)), "", "* the best single arm on these questions, in hindsight"]
+    lines = [table(shown(data)), "", _LEGEND]
     if data["kinds"]:
         rows = [("kind", "n", "best single", "router", "oracle", "the router takes")]
         for kind, row in data["kinds"].items():

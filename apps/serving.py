@@ -333,7 +333,7 @@ def open_session(
     serving = find_serving(index, decision=decision)
     adapters = dict(serving.adapters)
     router = None
-    if arm == "auto" and adapter is None:
+    if arm == "auto" and adapter is None and query_encoder is None:
         router, why = find_router(serving, generator=generator, reranker=reranker)
         if router is None and why:
             console.say(why)
