@@ -296,6 +296,20 @@ TABLE: dict[str, tuple[str, str]] = {
     "of-reading": ("reading", "读取"),
     "of-embedding": ("embedding", "嵌入"),
     "of-saving": ("saving", "保存"),
+    "of-no-train": (
+        "Choose questions to train on first: upload, make, or collect some.",
+        "请先选择训练用的问题：上传、生成或收集。",
+    ),
+    "of-same-questions": (
+        "The questions to measure on are those to train on; choose others, or none.",
+        "测量用的问题与训练用的相同；请选择其他的，或不选。",
+    ),
+    "of-no-questions": ("Choose held-out questions to measure on first.", "请先选择用于测量的留出问题。"),
+    "of-no-votes": (
+        "There are no rated answers yet: vote on answers in the chat, or correct them.",
+        "还没有评价过的答案：请在对话中投票或更正。",
+    ),
+    "of-models-loading": ("The models are still loading. Try again in a moment.", "模型仍在加载。请稍后再试。"),
     "of-encoder-loading": ("The encoder is still loading.", "编码器仍在加载。"),
     "of-no-reranker": (
         "No reranker is in use: start with `--reranker NAME` to have one.",

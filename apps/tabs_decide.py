@@ -136,7 +136,7 @@ def command(desk: Desk, t: Words, values: tuple[Any, ...]) -> str:
     try:
         return panels_tune.command(shlex.join(["ragtune", *argv(desk, *values)]), t)
     except RagtuneError as error:
-        return f'<p class="rt-aside">{escape(str(error))}</p>'
+        return f'<p class="rt-aside">{escape(t.of(str(error)))}</p>'
 
 
 def wire(desk: Desk, tab: gr.Tab, v: SimpleNamespace, bus: gr.HTML, clock: gr.Timer, t: Words) -> None:

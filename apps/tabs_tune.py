@@ -179,7 +179,7 @@ def command(desk: Desk, t: Words, values: tuple[Any, ...]) -> str:
     try:
         return panels_tune.command(shlex.join(["ragtune", *desk.workshop.tune_command(knobs(*values))]), t)
     except RagtuneError as error:
-        return f'<p class="rt-aside">{escape(str(error))}</p>'
+        return f'<p class="rt-aside">{escape(t.of(str(error)))}</p>'
 
 
 def wire(
