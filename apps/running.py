@@ -90,6 +90,8 @@ def main(place: Path) -> int:
     os.chdir(order["cwd"])
     status = Status(place)
     console = JobConsole(status)
+    # A server that was started in the background of a shell ignores interrupts, and its children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_beat, args=(status,), daemon=True).start()
     try:
         with _turn(place, status):

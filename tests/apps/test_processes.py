@@ -111,6 +111,17 @@ def test_cancel_ends_it_and_jobs_wait_in_order(jobs: Jobs) -> None:
     until(jobs, second, "done")
 
 
+def test_a_job_of_a_server_in_the_background_of_a_shell_can_be_cancelled(jobs: Jobs) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell starts what stands before an ampersand
+    try:
+        job = tune(jobs, 6000)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    until(jobs, job, "running")
+    jobs.cancel(job.id)
+    assert until(jobs, job, "cancelled", 120).message == "stopped. Checkpoints are kept."
+
+
 def test_a_killed_server_loses_no_job_and_the_next_one_finds_it(jobs: Jobs, tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path; from apps.processes import Jobs\n"
