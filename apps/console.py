@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 EVERY_TTY = 0.1  # seconds between two states of a line that is rewritten in place
 EVERY_LOG = 5.0  # seconds between two lines where nothing can be rewritten: alive, but short in a log
+RECENT = 60.0  # seconds whose pace says how long the rest takes: a resumed job and one that slows down fool the mean
 
 
 def plain(value: Any) -> Any:
@@ -89,6 +90,7 @@ class Console:
         self._stage = ""
         self._finished = False
         self._began = self._written = clock()
+        self._marks: list[tuple[float, int]] = []  # (time, how far) within the recent past, and the last one before it
         self._open = 0  # width of the unfinished line on a terminal
 
     def say(self, text: str) -> None:
@@ -105,8 +107,9 @@ class Console:
         fresh = stage != self._stage
         if fresh:
             self._clear()
-            self._stage, self._began = stage, now
+            self._stage, self._began, self._marks = stage, now, []
             self._written = now - (EVERY_LOG - 1.0)  # in a log the first line of a stage comes after a second
+        self._mark(now, done)
         finished = total > 0 and done >= total
         if finished and self._finished and not fresh:
             return  # told once is enough
@@ -135,9 +138,19 @@ class Console:
             return stage + (f": {detail}" if detail else "")
         share = f" {done}/{total} ({100 * done // total} %)" if total > 0 else f" {done}" if done else ""
         left = ""
-        if 0 < done < total and elapsed >= 1.0:
-            left = f", about {duration(elapsed * (total - done) / done)} left"
+        (since, first), (until, last) = self._marks[0], self._marks[-1]
+        if first < last < total and elapsed >= 1.0:
+            left = f", about {duration((until - since) * (total - last) / (last - first))} left"
         return f"{stage}{share}, {duration(elapsed)}{left}" + (f": {detail}" if detail else "")
+
+    def _mark(self, now: float, done: int) -> None:
+        """Remember when this much was done."""
+        if self._marks and done < self._marks[-1][1]:
+            self._marks = []  # the stage has begun again
+        if not self._marks or done > self._marks[-1][1]:
+            self._marks.append((now, done))
+        while len(self._marks) > 2 and now - self._marks[1][0] >= RECENT:
+            del self._marks[0]
 
     def _write(self, line: str, *, end: bool) -> None:
         if not self._tty:

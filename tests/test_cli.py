@@ -210,6 +210,19 @@ def test_log_progress_is_a_line_every_few_seconds_with_the_time_left() -> None:
     assert "left: a.md" in lines[0] and lines[-1].startswith("embedding 100/100 (100 %), ")
 
 
+def test_the_time_left_follows_the_recent_pace() -> None:
+    """A resumed job begins far ahead; one that slows down is not as near its end as its first minutes say."""
+    clock, err = Clock(), io.StringIO()
+    console = Console(err=err, clock=clock)
+    console.progress("asking", 50, 100)
+    clock.now = 10.0
+    console.progress("asking", 60, 100)
+    assert err.getvalue().splitlines()[-1] == "asking 60/100 (60 %), 10 s, about 40 s left"
+    for clock.now, done in ((100.0, 61), (200.0, 62)):
+        console.progress("asking", done, 100)
+    assert "about 1 h 03 min left" in err.getvalue().splitlines()[-1]  # 100 s each, 38 to go
+
+
 def test_short_stages_are_no_news_in_a_log() -> None:
     clock, err = Clock(), io.StringIO()
     Console(err=err, clock=clock).progress("reading", 3, 3)
