@@ -36,7 +36,9 @@ class QuestionsConfig:
     `written`: share of the questions that the generator writes (None: by its size).
     `fluent`: share of the questions by rules that is kept, the likelier ones to the generator.
     `per_chunk`: at most so many are kept of one chunk.
-    `unanswerable_share`: share of the rows whose question the documents do not answer.
+    `unanswerable_share`: share of the rows whose question the documents do not answer. Small: made questions repeat the
+        words of their passage, so that a model learns to abstain from every question that does not. With a share of
+        0.1 a tuned starter abstained on 25 % of 300 answerable SQuAD questions, most of which it could answer.
     `similar`: rapidfuzz ratio (0-100) from which two questions count as one.
     """
 
@@ -45,7 +47,7 @@ class QuestionsConfig:
     written: float | None = None
     fluent: float = 0.6
     per_chunk: int = 2
-    unanswerable_share: float = 0.1
+    unanswerable_share: float = 0.03
     similar: float = 88.0
     batch: int = 64
     temperature: float = 0.0

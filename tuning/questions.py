@@ -94,7 +94,8 @@ def make_questions(
             f"None of {state.tried['asked']} questions passed the filters, so {out} was not written. Index more "
             "documents in plain sentences, or name a larger model with --generator."
         )
-    unanswerable = maker.unanswerable(rows, min(n - wanted, max(1, round(len(rows) / 9))) if n > wanted else 0)
+    odds = config.unanswerable_share / (1 - config.unanswerable_share)
+    unanswerable = maker.unanswerable(rows, min(n - wanted, max(1, round(odds * len(rows)))) if n > wanted else 0)
     _finish(out, [*rows, *unanswerable], partial.path)
     return QuestionsReport(
         out, state.tried["asked"], len(rows), len(unanswerable),

@@ -169,7 +169,7 @@ def reader(messages: Sequence[Message]) -> str:
     return asked.rsplit("\n\n", 1)[1].split("Passage: ", 1)[1].split("\nQuestion: ")[0]
 
 
-CONFIG = QuestionsConfig(batch=8, fluent=1.0, written=0.0)
+CONFIG = QuestionsConfig(batch=8, fluent=1.0, written=0.0, unanswerable_share=0.1)
 
 
 def test_kept_questions_have_answer_evidence_and_pass_the_round_trip(retriever: Retriever, tmp_path: Path) -> None:
