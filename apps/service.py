@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from rag.retrieve import RetrievalConfig
 
 AUTO = "auto"
-OWN_ADAPTER = ("self-rag", "ra-dit", "agent")
-"""Arms with a mode that answer with an adapter of their own; the others take the weights of tuned+rag, or none."""
+OWN_ADAPTER = ("ra-dit", "agent")
+"""Modes that are offered only where they have an adapter of their own: an untouched small model is no agent. The others
+take the weights of tuned+rag, or none; self-rag without its tokens asks the model yes or no."""
 
 
 @dataclass(frozen=True, slots=True)

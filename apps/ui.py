@@ -63,14 +63,20 @@ def _layout(desk: Desk, page: gr.Blocks, t: Words) -> None:
             watching: gr.Timer(active=tabs_tune.live(desk)),
         }  # fmt: skip
 
-    def look(tune: str, decide: str) -> dict[Any, Any]:
+    def look(
+        tune: str, decide: str, train: str, test: str, decide_train: str, decide_test: str, request: gr.Request
+    ) -> dict[Any, Any]:
         """The jobs again, once a second while one lives; when the last has ended, all that it changed."""
         html, told, _, _ = tabs_tune.panel(desk, t, tune)
         alive = tabs_tune.live(desk)
         update = {u.panel: html, u.result: told, **tabs_decide.watching(desk, v, t, decide)}
         if not alive:
             _take_over(desk)
-            update |= {**after_use(), watching: gr.Timer(active=False), **tabs_decide.reading(desk, v, t)}
+            update |= {
+                **tabs_tune.state(desk, u, t, desk.user(request), job=tune, train=train or "", test=test or ""),
+                **tabs_decide.state(desk, v, t, job=decide, train=decide_train or "", test=decide_test or ""),
+                **after_use(), watching: gr.Timer(active=False),
+            }  # fmt: skip
         return update
 
     def after_use() -> dict[Any, Any]:
@@ -83,8 +89,8 @@ def _layout(desk: Desk, page: gr.Blocks, t: Words) -> None:
     tabs_tune.wire(desk, tune_tab, u, buses.tune, watching, t, after_use, used)
     tabs_decide.wire(desk, decide_tab, v, buses.decide, watching, t)
     loading.tick(status, outputs=[head, loading], **QUIET)
-    jobs = [u.panel, u.result, v.panel, v.jobs, v.job, watching, *used, *v.read]
-    watching.tick(look, [u.job, v.job], jobs, **QUIET)
+    jobs = [*u.shown, *v.shown, watching, *used]
+    watching.tick(look, [u.job, v.job, u.train, u.test, v.train, v.test], jobs, **QUIET)
     outputs = [head, loading, watching, *c.starting, *d.shown, *u.shown, *v.shown]
     outputs += [o for o in c.conversation if o not in outputs]
     page.load(everything, c.talk, outputs, **QUIET).then(**c.resume).then(**d.resume)

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slow
 
 
 def run(capsys: Any, *argv: str | Path) -> dict[str, Any]:
+    capsys.readouterr()
     assert main([*map(str, argv), "--json", "-q"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found
