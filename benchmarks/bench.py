@@ -50,7 +50,7 @@ def shared_folder() -> Path | None:
 
 
 def machine() -> str:
-    """Processor, cores, memory and Python, in one line."""
+    """Processor, cores, memory, Python, and a limit on threads where one is set, in one line."""
     import psutil
 
     model = platform.processor() or platform.machine()
@@ -59,8 +59,10 @@ def machine() -> str:
         named = re.search(r"^model name\s*:\s*(.+)$", info.read_text(encoding="utf-8"), re.MULTILINE)
         model = named.group(1) if named else model
     memory = psutil.virtual_memory().total / 2**30
+    threads = os.environ.get("OMP_NUM_THREADS")
     return (
         f"{model}, {len(psutil.Process().cpu_affinity())} cores, {memory:.0f} GiB, Python {platform.python_version()}"
+        + (f", OMP_NUM_THREADS={threads}" if threads else "")
     )
 
 
