@@ -127,16 +127,17 @@ class Talks:
         return run
 
     def _work(self, run: Run, views: Iterator[Exchange], user: str) -> None:
-        """Follow an answer to its end; save it now and then, and at the end in any case."""
-        saved = time.monotonic()
+        """Follow an answer to its end; save it when passages are found, now and then, and at the end in any case."""
+        saved, found = time.monotonic(), [0]
         view = run.state
         try:
             for view in views:
                 if not view.running:
                     break
                 run.publish(view)
-                if time.monotonic() - saved > SAVE_SECONDS:
-                    saved = time.monotonic()
+                more = [len(reply.passages) for reply in view.replies]
+                if more != found or time.monotonic() - saved > SAVE_SECONDS:
+                    saved, found = time.monotonic(), more
                     with suppress(RagtuneError):  # the last one is what must not fail unnoticed
                         self._save(run, view, user)
         finally:

@@ -20,6 +20,7 @@ import pytest
 from apps.store import INTERRUPTED
 from rag.index import sync
 from tests.apps.test_page import shot, tab
+from tests.apps.test_page_loop import settled
 
 playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -54,12 +55,8 @@ def visit(browser: Any, port: int) -> Any:
 def test_a_killed_server_loses_neither_the_answer_nor_the_job(tmp_path: Path, root: Path, chromium: str) -> None:
     from apps.serving import load_encoder
 
-    documents = sorted((root / "samples/handbook/documents").rglob("*.md"))[:4]
-    (tmp_path / "documents").mkdir()
-    for document in documents:
-        (tmp_path / "documents" / document.name).write_bytes(document.read_bytes())
     index = tmp_path / "handbook"
-    sync(index, [tmp_path / "documents"], load_encoder("starter"))
+    sync(index, [root / "samples/handbook/documents"], load_encoder("starter"))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])
     servers = [start(index, port, root)]
@@ -93,7 +90,7 @@ def test_a_killed_server_loses_neither_the_answer_nor_the_job(tmp_path: Path, ro
             assert page.query_selector("#live-sources .rt-card")
             shot(page, "killed-chat")
             tab(page, "Tune")
-            page.wait_for_selector("#tune-job .rt-job[data-state=done]", timeout=LONG)
+            settled(page, "#tune-job")
             page.wait_for_selector("#adapters li:has-text('kept')")
             browser.close()
     finally:
