@@ -17,7 +17,6 @@ from agents.loop import AgentConfig, Ballot, Outcome, Run, Traits, Vote
 from agents.tools import Corpus, Tool, Toolkit
 from agents.traces import make_trace, read_traces
 from rag.cite import citation
-from rag.errors import UsageError
 from rag.metrics import normalise
 from rag.prompt import ABSTAIN, is_abstention
 from rag.protocols import Decoding, Message, Progress
@@ -132,11 +131,7 @@ class ReactMode:
 
     def corpus(self, answerer: Answerer) -> Corpus:
         """What the runs over this answerer's index share."""
-        retriever = answerer.retriever
-        if retriever is None:
-            raise UsageError(
-                "An agent searches documents, and no index was given. Index a folder with `ragtune index`."
-            )
+        retriever = answerer.need_retriever()
         if id(retriever) not in self._corpora:
             self._corpora[id(retriever)] = Corpus(retriever)
         return self._corpora[id(retriever)]

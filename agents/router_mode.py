@@ -11,7 +11,6 @@ import numpy as np
 from agents.router import Choice, Router
 from agents.router_features import DEPTH, uncertainty
 from rag.answer import CLOSED_BOOK, Answerer
-from rag.errors import UsageError
 from rag.prompt import search_query
 from rag.protocols import Progress
 from rag.retrieve import Retriever
@@ -52,7 +51,7 @@ class RoutedMode:
         """The events of one run, the choice first."""
         began = time.perf_counter()
         query = search_query(question, history)
-        retriever = _retriever(answerer)
+        retriever = answerer.need_retriever()
         found, vectors = self._search(retriever, [query])
         choice = self._choose(answerer, [question], found, vectors)[0]
         before = time.perf_counter() - began
@@ -80,7 +79,7 @@ class RoutedMode:
         if not questions:
             return []
         began = time.perf_counter()
-        found, vectors = self._search(_retriever(answerer), questions, retrievals)
+        found, vectors = self._search(answerer.need_retriever(), questions, retrievals)
         choices = self._choose(answerer, questions, found, vectors)
         before = (time.perf_counter() - began) / len(questions)
         answers: dict[int, Answer] = {}
@@ -120,12 +119,6 @@ class RoutedMode:
             self.router.choose(q, p, vector=None if vectors is None else vectors[i], sure=sure[i], allowed=able)
             for i, (q, p) in enumerate(zip(questions, found, strict=True))
         ]
-
-
-def _retriever(answerer: Answerer) -> Retriever:
-    if answerer.retriever is None:
-        raise UsageError("The router looks at what retrieval finds, and no index was given. Name an index.")
-    return answerer.retriever
 
 
 def _can_answer(answerer: Answerer, arm: str) -> bool:

@@ -197,12 +197,6 @@ def wire(
     def refresh(job: str, train: str, test: str, request: gr.Request) -> dict[Any, Any]:
         return state(desk, u, t, desk.user(request), job=job, train=train or "", test=test or "")
 
-    def note(work: Callable[[], str]) -> str:
-        try:
-            return said(work(), t)
-        except RagtuneError as error:
-            return frame.notice(str(error), t)
-
     def begin(argv: list[str], user: str, train: str, test: str) -> dict[Any, Any]:
         started = desk.jobs.start(argv, user=user)
         update = state(desk, u, t, user, job=started.id, train=train or "", test=test or "")
@@ -220,31 +214,41 @@ def wire(
     def make(n: float | None, train: str, test: str, request: gr.Request) -> dict[Any, Any]:
         return run(lambda: desk.workshop.questions_command(int(n or 60), None), desk.user(request), train, test)
 
+    u.start.click(_with_request(tune), u.knobs, [*u.shown, u.note, clock], **QUIET)
+    u.make.click(make, [u.count, u.train, u.test], [*u.shown, u.note, clock], **QUIET)
+    gr.on(
+        [component.change for component in u.knobs], lambda *values: command(desk, t, values), u.knobs, u.command,
+        trigger_mode="always_last", **QUIET,
+    )  # fmt: skip
+    tab.select(refresh, [u.job, u.train, u.test], u.shown, **QUIET)
+    _wire_questions(desk, u, t)
+    _wire_forecast(desk, u, t)
+    _wire_adapters(desk, u, bus, t, after_use, used)
+    _wire_jobs(desk, u, bus, clock, t)
+
+
+def _wire_questions(desk: Desk, u: SimpleNamespace, t: Words) -> None:
+    """Question files: uploaded, or collected from the votes."""
+
+    def chosen(find: Callable[[], tuple[Path, int]], test: str, name: str = "") -> dict[Any, Any]:
+        try:
+            target, n = find()
+        except RagtuneError as error:
+            return {u.note: frame.notice(str(error), t)}
+        trains, tests = files(desk, t, str(target), test or "")
+        told = said(t("took-questions", n=n, name=name or target.stem), t)
+        return {u.note: told, u.train: trains, u.test: tests}
+
     def take(file: str, test: str) -> dict[Any, Any]:
         path = Path(file)
-
-        def work() -> str:
-            target, n = desk.workshop.take(path, path.name)
-            trains, tests = files(desk, t, str(target), test or "")
-            chosen.update({u.train: trains, u.test: tests})
-            return t("took-questions", n=n, name=path.name)
-
-        chosen: dict[Any, Any] = {}
-        told = note(work)
-        path.unlink(missing_ok=True)
-        return {u.note: told, **chosen}
+        try:
+            return chosen(lambda: desk.workshop.take(path, path.name), test, path.name)
+        finally:
+            path.unlink(missing_ok=True)
 
     def collect(test: str, recipe: str, request: gr.Request) -> dict[Any, Any]:
-        chosen: dict[Any, Any] = {}
-
-        def work() -> str:
-            make = desk.workshop.preferences if recipe == PREFERENCE else desk.workshop.from_feedback
-            target, n = make(desk.user(request))
-            trains, tests = files(desk, t, str(target), test or "")
-            chosen.update({u.train: trains, u.test: tests})
-            return t("took-questions", n=n, name=target.stem)
-
-        return {u.note: note(work), **chosen}
+        find = desk.workshop.preferences if recipe == PREFERENCE else desk.workshop.from_feedback
+        return chosen(lambda: find(desk.user(request)), test)
 
     def export(request: gr.Request) -> str:
         try:
@@ -252,6 +256,14 @@ def wire(
             return download("votes.jsonl", target.read_text(encoding="utf-8"))
         except RagtuneError as error:
             return frame.notice(str(error), t)
+
+    u.file.upload(take, [u.file, u.test], [u.note, u.train, u.test], **QUIET)
+    u.votes.click(collect, [u.test, u.recipe], [u.note, u.train, u.test], **QUIET)
+    u.export.click(export, None, u.note, **QUIET)
+
+
+def _wire_forecast(desk: Desk, u: SimpleNamespace, t: Words) -> None:
+    """A look at the rows, and what training on them would take."""
 
     def look(*values: Any) -> dict[Any, Any]:
         try:
@@ -265,36 +277,36 @@ def wire(
         except RagtuneError as error:
             return {u.note: frame.notice(str(error), t)}
 
-    def use(event: gr.EventData, request: gr.Request, back: bool = False) -> dict[Any, Any]:
-        arm, folder = field(event, "arm"), Path(field(event, "adapter"))
-
-        def work() -> str:
-            known = {row.folder for row in desk.workshop.adapters()}
-            desk.service.use_adapter(arm, folder if str(folder) in known and not back else None)
-            return t("now-back", arm=arm) if back else t("now-uses", arm=arm, name=folder.name)
-
-        told = note(work)
-        return {u.note: told, u.adapters: panels_tune.adapters(desk.workshop.adapters(), t), **after_use()}
-
-    def unuse(event: gr.EventData, request: gr.Request) -> dict[Any, Any]:
-        return use(event, request, back=True)
-
-    u.start.click(_with_request(tune), u.knobs, [*u.shown, u.note, clock], **QUIET)
-    u.make.click(make, [u.count, u.train, u.test], [*u.shown, u.note, clock], **QUIET)
-    u.file.upload(take, [u.file, u.test], [u.note, u.train, u.test], **QUIET)
-    u.votes.click(collect, [u.test, u.recipe], [u.note, u.train, u.test], **QUIET)
-    u.export.click(export, None, u.note, **QUIET)
     heavy = {"concurrency_limit": 1, "concurrency_id": "probe", "show_progress": "minimal", "api_visibility": "private"}
     u.look.click(look, u.knobs, [u.preview, u.note], show_progress_on=[u.preview], **heavy)
     u.estimate.click(estimate, u.knobs, [u.forecast, u.note], show_progress_on=[u.forecast], **heavy)
+
+
+def _wire_adapters(
+    desk: Desk,
+    u: SimpleNamespace,
+    bus: gr.HTML,
+    t: Words,
+    after_use: Callable[[], dict[Any, Any]],
+    used: list[Any],
+) -> None:
+    """Answer with an adapter, and go back."""
+
+    def use(event: gr.EventData, back: bool = False) -> dict[Any, Any]:
+        arm, folder = field(event, "arm"), Path(field(event, "adapter"))
+        try:
+            known = {row.folder for row in desk.workshop.adapters()}
+            desk.service.use_adapter(arm, folder if str(folder) in known and not back else None)
+            told = said(t("now-back", arm=arm) if back else t("now-uses", arm=arm, name=folder.name), t)
+        except RagtuneError as error:
+            told = frame.notice(str(error), t)
+        return {u.note: told, u.adapters: panels_tune.adapters(desk.workshop.adapters(), t), **after_use()}
+
+    def unuse(event: gr.EventData) -> dict[Any, Any]:
+        return use(event, back=True)
+
     bus.apply(use, None, [u.note, u.adapters, *used], **QUIET)
     bus.undo(unuse, None, [u.note, u.adapters, *used], **QUIET)
-    gr.on(
-        [component.change for component in u.knobs], lambda *values: command(desk, t, values), u.knobs, u.command,
-        trigger_mode="always_last", **QUIET,
-    )  # fmt: skip
-    tab.select(refresh, [u.job, u.train, u.test], u.shown, **QUIET)
-    _wire_jobs(desk, u, bus, clock, t)
 
 
 def _wire_jobs(desk: Desk, u: SimpleNamespace, bus: gr.HTML, clock: gr.Timer, t: Words) -> None:

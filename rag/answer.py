@@ -97,7 +97,7 @@ class Answerer:
         passages: list[Passage] = []
         query = ""
         if arm not in CLOSED_BOOK:
-            retriever = self._retriever()
+            retriever = self.need_retriever()
             query = search_query(question, history)
             yield Searching(query, len(retriever.index.chunks))
             passages = retriever.search(query, self.config.k)
@@ -117,7 +117,7 @@ class Answerer:
                     close()
         text = "".join(pieces)
         generation = Generation(text, self._prompt_tokens(rendered), self.generator.count_tokens(text))
-        yield Finished(self._answer(question, arm, rendered, generation, query, time.perf_counter() - begin))
+        yield Finished(self.compose(question, arm, rendered, generation, query, time.perf_counter() - begin))
 
     def answer(self, question: str, *, arm: str = "rag", history: Sequence[Turn] = ()) -> Answer:
         """The answer alone, for callers that show no progress."""
@@ -153,7 +153,7 @@ class Answerer:
         elif retrievals is not None:
             found = [list(p)[: self.config.k] for p in retrievals]
         else:
-            found = self._retriever().search_many(asked, self.config.k)
+            found = self.need_retriever().search_many(asked, self.config.k)
         rendered = [self.render(q, p, arm=arm) for q, p in zip(asked, found, strict=True)]
         with self.generator.adapter(self.adapters.get(arm)):
             generations = self.generator.generate(
@@ -161,7 +161,7 @@ class Answerer:
             )
         seconds = (time.perf_counter() - begin) / max(1, len(asked))
         return [
-            self._answer(q, arm, r, g, "" if arm in CLOSED_BOOK else q, seconds)
+            self.compose(q, arm, r, g, "" if arm in CLOSED_BOOK else q, seconds)
             for q, r, g in zip(asked, rendered, generations, strict=True)
         ]
 
@@ -198,7 +198,8 @@ class Answerer:
                 "(it trains and registers adapters), or give one with --adapter."
             )
 
-    def _retriever(self) -> Retriever:
+    def need_retriever(self) -> Retriever:
+        """What finds passages. UsageError where no index was given."""
         if self.retriever is None:
             raise UsageError(
                 "This arm answers from documents, and no index was given. Index a folder with `ragtune index`."
@@ -220,9 +221,10 @@ class Answerer:
     def _prompt_tokens(self, rendered: Rendered) -> int:
         return sum(self.generator.count_tokens(m["content"]) for m in rendered.messages)
 
-    def _answer(
+    def compose(
         self, question: str, arm: str, rendered: Rendered, generation: Generation, query: str, seconds: float
     ) -> Answer:
+        """The answer to be shown for what the model wrote: citations checked against the passages that were shown."""
         parsed = parse_citations(generation.text.strip(), rendered.shown)
         abstained = is_abstention(parsed.text)
         text, citations = (parsed.text.strip() or ABSTAIN, ()) if abstained else cite(parsed, rendered.shown, question)

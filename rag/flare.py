@@ -157,7 +157,7 @@ class Flare:
     def stream(self, answerer: Answerer, question: str, *, arm: str, history: Sequence[Turn] = ()) -> Iterator[Event]:
         """Every draft as a step, with what was searched for because of it."""
         began = time.perf_counter()
-        retriever = _retriever(answerer)
+        retriever = answerer.need_retriever()
         query = search_query(question, history)
         yield Searching(query, len(retriever.index.chunks))
         found = retriever.search(query, answerer.config.k)
@@ -177,7 +177,7 @@ class Flare:
         progress: Progress | None = None,
     ) -> list[Answer]:
         """One answer after the other; frozen retrievals take the place of the first search."""
-        retriever = _retriever(answerer)
+        retriever = answerer.need_retriever()
         k = answerer.config.k
         first = retrievals if retrievals is not None else (retriever.search_many(questions, k) if questions else [])
         answers = []
@@ -247,7 +247,7 @@ class Flare:
         stream.flush()
         text = stream.text.split("\n")[0] if answerer.config.style != "cited" else stream.text
         made = Generation(text, run.tokens_in, run.tokens_out)
-        answer = answerer._answer(run.question, arm, run.shown, made, run.query, seconds)
+        answer = answerer.compose(run.question, arm, run.shown, made, run.query, seconds)
         first = run.drafts[0]["least"] if run.drafts else None
         details = {"least": first, "searches": run.searches, "drafts": run.drafts, "theta": self.config.theta}
         return replace(answer, details=details)
@@ -263,11 +263,3 @@ def local(answerer: Answerer, arm: str) -> LocalGenerator:
             "Choose another arm, or a model on this machine."
         )
     return answerer.generator
-
-
-def _retriever(answerer: Answerer) -> Retriever:
-    if answerer.retriever is None:
-        raise UsageError(
-            "This arm answers from documents, and no index was given. Index a folder with `ragtune index`."
-        )
-    return answerer.retriever

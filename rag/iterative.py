@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from rag.errors import ConfigError, UsageError
+from rag.errors import ConfigError
 from rag.prompt import neutralise, search_query
 from rag.protocols import Decoding, Message, Progress
 from rag.types import Answer, Event, Finished, Passage, Retrieved, Searching, Step, Token, Turn
@@ -73,7 +73,7 @@ class Iterative:
     def stream(self, answerer: Answerer, question: str, *, arm: str, history: Sequence[Turn] = ()) -> Iterator[Event]:
         """Every thought as a step; then the answer as it is written."""
         began = time.perf_counter()
-        retriever = _retriever(answerer)
+        retriever = answerer.need_retriever()
         search = _Search(question, search_query(question, history))
         yield Searching(search.query, len(retriever.index.chunks))
         search.add(retriever.search(search.query, self.config.per_round), self.config.per_round)
@@ -101,7 +101,7 @@ class Iterative:
     ) -> list[Answer]:
         """One answer for each question, all rounds in batches; frozen retrievals are the first round."""
         began = time.perf_counter()
-        retriever = _retriever(answerer)
+        retriever = answerer.need_retriever()
         most = self.config.per_round
         if not questions:
             return []
@@ -199,11 +199,3 @@ def thought_prompt(question: str, passages: Sequence[Passage], thoughts: Sequenc
         {"role": "user", "content": user},
         {"role": "assistant", "content": THOUGHT},
     ]
-
-
-def _retriever(answerer: Answerer) -> Retriever:
-    if answerer.retriever is None:
-        raise UsageError(
-            "This arm answers from documents, and no index was given. Index a folder with `ragtune index`."
-        )
-    return answerer.retriever

@@ -12,6 +12,7 @@ stays the default of the product; `rag.marginal_math` has the formulas and `rag.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -73,7 +74,7 @@ class Asked:
     weights: np.ndarray
 
 
-class Marginal:
+class Marginal(ABC):
     """What the four modes share; `rag.modes.Mode`. Made without arguments it has the defaults of its arm."""
 
     defaults = MarginalConfig()
@@ -92,7 +93,7 @@ class Marginal:
         """
         begin = time.perf_counter()
         self.check(answerer.generator, arm)
-        retriever = answerer._retriever()
+        retriever = answerer.need_retriever()
         query = search_query(question, history)
         yield Searching(query, len(retriever.index.chunks))
         passages = retriever.search(query, self._k(answerer))
@@ -126,7 +127,7 @@ class Marginal:
         begin = time.perf_counter()
         self.check(answerer.generator, arm)
         k = self._k(answerer)
-        found = retrievals if retrievals is not None else answerer._retriever().search_many(questions, k)
+        found = retrievals if retrievals is not None else answerer.need_retriever().search_many(questions, k)
         asked = [self._ask(answerer, q, q, list(p)[:k], arm, ()) for q, p in zip(questions, found, strict=True)]
         choices: dict[int, Choice] = {}
         with answerer.generator.adapter(answerer.adapters.get(arm)):
@@ -140,14 +141,14 @@ class Marginal:
 
     # --- what a mode does in its own way -----------------------------------------------------------------------------
 
+    @abstractmethod
     def check(self, generator: Generator, arm: str) -> None:
         """Raises where the generator cannot do what this mode needs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def work(self, answerer: Answerer, asked: Sequence[Asked]) -> Iterator[tuple[int, Choice] | str | None]:
         """(number of the question, its choice) for each, in any order; between them pieces of text that are settled
         (of the only question), and None where a caller may stop."""
-        raise NotImplementedError
 
     # --- helpers -----------------------------------------------------------------------------------------------------
 

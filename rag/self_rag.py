@@ -155,12 +155,10 @@ class Asking:
         """The passages for a question after a segment ("" before the first), numbered across the whole answer."""
         begin = time.perf_counter()
         query = f"{self.queries[n]} {said}".strip()
-        retriever = self.answerer.retriever
-        if self.frozen is not None and (not said or retriever is None):
+        if self.frozen is not None and (not said or self.answerer.retriever is None):
             passages = list(self.frozen[n][: self.config.k])
         else:
-            if retriever is None:
-                retriever = self.answerer._retriever()  # says what is missing
+            retriever = self.answerer.need_retriever()
             self.events.append(Searching(query, len(retriever.index.chunks)))
             passages = retriever.search(query, self.config.k)
         known = self.found[n]

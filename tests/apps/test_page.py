@@ -6,15 +6,12 @@ Fake models, a real index, the real page. Screenshots go to the folder RAGTUNE_S
 from __future__ import annotations
 
 import json
-import os
 import re
 import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,10 +20,10 @@ from apps.uploads import UploadLimits
 from rag.answer import AnswerConfig
 from rag.index import sync
 from rag.protocols import Decoding, Message
+from tests.apps.browser import Site, ask, choose, fits, served, shot, tab
 from tests.conftest import CORPUS
 from tests.fakes import FakeEncoder, FakeGenerator
 
-playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.browser
 
 HOSTILE = """# Hostile <img src=x onerror="window.pwned=1">
@@ -80,40 +77,8 @@ class Scripted(FakeGenerator):
             yield piece
 
 
-@dataclass
-class Site:
-    """A running page and what drives it."""
-
-    url: str
-    service: Service
-    model: Scripted
-    browser: Any
-    outside: socket.socket
-    requests: list[str] = field(default_factory=list)
-    troubles: list[str] = field(default_factory=list)
-
-    def open(self, *, width: int = 1400, height: int = 900, scheme: str = "light", wait: bool = True) -> Any:
-        """A new visitor."""
-        context = self.browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-        context.set_default_timeout(30_000)
-        page = context.new_page()
-        page.on("request", lambda request: self.requests.append(request.url))
-        # Blocked by the policy before it was sent: Chromium lists such requests, too.
-        page.on("requestfailed", lambda request: request.failure == "csp" and self.requests.remove(request.url))
-        page.on("pageerror", lambda error: self.troubles.append(str(error)))
-        page.on("dialog", lambda dialog: self.troubles.append(f"dialog {dialog.message}"))
-        page.goto(self.url)
-        page.wait_for_selector("#question textarea")
-        if wait:
-            page.wait_for_selector(".rt-model.rt-ready")
-            page.wait_for_selector("#armnote p, #armnote summary")
-        return page
-
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator[Site]:
-    from apps.server import launch
-
     folder = tmp_path_factory.mktemp("page")
     for name, text in CORPUS.items():
         path = folder / "corpus" / name
@@ -152,57 +117,19 @@ def site(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator[Si
         answer=AnswerConfig(k=3, style="cited", max_new_tokens=200),
         examples=("What does a return ticket cost?",),
     )  # fmt: skip
-    page, url = launch(service)
-    with playwright.sync_playwright() as driver:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-        browser = driver.chromium.launch(executable_path=chromium, args=flags)
-        yield Site(url, service, model, browser, outside)
-        browser.close()
-    model.gate.set()
-    page.close(verbose=False)
+    with served(service, chromium, model) as made:
+        made.outside = outside
+        yield made
+        model.gate.set()
     outside.close()
 
 
 @pytest.fixture(autouse=True)
 def nothing_leaves_the_machine(site: Site) -> Iterator[None]:
-    """Whatever a test does: no request but to the page itself, no script of a stranger, no error in the page."""
     yield
     for context in site.browser.contexts:
         context.close()
-    outside = [u for u in site.requests if not u.startswith((site.url, "data:", "blob:", "about:"))]
-    assert not outside and not site.troubles
-
-
-def shot(page: Any, name: str) -> None:
-    folder = os.environ.get("RAGTUNE_SHOTS")
-    if folder:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=f"{folder}/{name}.png", full_page="full" in name)
-
-
-def ask(page: Any, question: str, *, replies: int = 1) -> None:
-    """Ask and wait for the end."""
-    page.fill("#question textarea", question)
-    page.keyboard.press("Enter")
-    page.wait_for_function(
-        "([question, n]) => document.querySelector('#live-answers .rt-question')?.textContent === question"
-        " && document.querySelectorAll('#live-answers [data-status=done]').length === n",
-        arg=[question, replies],
-    )
-
-
-def tab(page: Any, name: str) -> None:
-    page.click(f"button[role=tab]:has-text('{name}')")
-
-
-def choose(page: Any, what: str, arm: str) -> None:
-    page.click(f"#{what} input")
-    page.click(f"ul[role=listbox] li:has-text('{arm}')")
-
-
-def fits(page: Any) -> bool:
-    """Whether nothing stands out to the right."""
-    return bool(page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"))
+    site.check()
 
 
 def test_the_page_is_there_before_the_model(site: Site) -> None:
@@ -487,7 +414,7 @@ def test_the_starter_models_answer_on_the_page(site: Site, tmp_path: Path, corpu
     sync(tmp_path / "idx", [corpus], load_encoder("starter"))
     page, url = launch(Service.open(tmp_path / "idx"))
     try:
-        real = Site(url, site.service, site.model, site.browser, site.outside)
+        real = Site(url, site.service, site.model, site.browser)
         visitor = real.open()
         visitor.fill("#question textarea", "When does the ferry to Korr leave?")
         visitor.click("#ask")

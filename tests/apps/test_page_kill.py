@@ -19,10 +19,8 @@ import pytest
 
 from apps.store import INTERRUPTED
 from rag.index import sync
-from tests.apps.test_page import shot, tab
-from tests.apps.test_page_loop import settled
+from tests.apps.browser import chrome, settled, shot, tab
 
-playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 LONG = 900_000
@@ -61,9 +59,7 @@ def test_a_killed_server_loses_neither_the_answer_nor_the_job(tmp_path: Path, ro
         port = int(free.getsockname()[1])
     servers = [start(index, port, root)]
     try:
-        with playwright.sync_playwright() as driver:
-            flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-            browser = driver.chromium.launch(executable_path=chromium, args=flags)
+        with chrome(chromium) as browser:
             page = visit(browser, port)
             tab(page, "Tune")
             page.set_input_files("input[type=file][accept*=jsonl]", str(root / "samples/handbook/train.jsonl"))
@@ -92,7 +88,6 @@ def test_a_killed_server_loses_neither_the_answer_nor_the_job(tmp_path: Path, ro
             tab(page, "Tune")
             settled(page, "#tune-job")
             page.wait_for_selector("#adapters li:has-text('kept')")
-            browser.close()
     finally:
         for server in servers:
             if server.poll() is None:

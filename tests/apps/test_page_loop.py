@@ -5,7 +5,6 @@ adapter, decide, chat, vote, tune on the votes, compare. Jobs are real processes
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,8 @@ import pytest
 
 from apps.service import Service
 from rag.index import sync
-from tests.apps.test_page import Site, choose, shot, tab
+from tests.apps.browser import Site, choose, served, settled, shot, tab
 
-playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 LONG = 1_500_000  # milliseconds that a job may take on a small, busy machine
@@ -24,7 +22,6 @@ LONG = 1_500_000  # milliseconds that a job may take on a small, busy machine
 
 @pytest.fixture()
 def site(tmp_path: Path, root: Path, chromium: str) -> Iterator[Site]:
-    from apps.server import launch
     from apps.serving import load_encoder
 
     documents = sorted((root / "samples" / "handbook" / "documents").rglob("*.md"))
@@ -32,26 +29,8 @@ def site(tmp_path: Path, root: Path, chromium: str) -> Iterator[Site]:
     (tmp_path / "first" / documents[0].name).write_bytes(documents[0].read_bytes())
     sync(tmp_path / "handbook", [tmp_path / "first"], load_encoder("starter"))
     service = Service.open(tmp_path / "handbook")
-    page, url = launch(service)
-    outside = socket.create_server(("127.0.0.1", 0))
-    with playwright.sync_playwright() as driver:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-        browser = driver.chromium.launch(executable_path=chromium, args=flags)
-        made = Site(url, service, None, browser, outside)  # type: ignore[arg-type]
+    with served(service, chromium) as made:
         yield made
-        browser.close()
-    page.close(verbose=False)
-    outside.close()
-    foreign = [u for u in made.requests if not u.startswith((url, "data:", "blob:", "about:"))]
-    assert not foreign and not made.troubles
-
-
-def settled(page: Any, panel: str, state: str = "done") -> None:
-    """Wait until the job in a panel has ended, and that it ended well."""
-    ended = ", ".join(f"{panel} .rt-job[data-state={s}]" for s in ("done", "failed", "dead", "cancelled"))
-    page.wait_for_selector(ended, timeout=LONG)
-    found = page.get_attribute(f"{panel} .rt-job", "data-state")
-    assert found == state, page.inner_text(panel)
 
 
 def pick(page: Any, what: str, name: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -11,10 +10,9 @@ import pytest
 
 from apps.service import Service
 from rag.index import sync
-from tests.apps.test_page import Site, choose, fits, shot
+from tests.apps.browser import Site, choose, fits, served, shot
 from tests.conftest import CORPUS
 
-playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 LONG = 600_000
@@ -23,7 +21,6 @@ ASKED = "When does the ferry to Korr leave?"
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator[Site]:
-    from apps.server import launch
     from apps.serving import load_encoder
     from tuning.recipes import agent
     from tuning.rows import Row
@@ -38,18 +35,8 @@ def site(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator[Si
     rows = [Row("one", "trace", ({"role": "user", "content": "Question: Why?"},), "Thought: a\nAction: finish[b]")]
     train(rows, out=folder / "agent", recipe="agent", config=replace(agent.TRAIN, num_train_epochs=1.0))
     service = Service.open(folder / "idx", adapters={"agent": folder / "agent"})
-    page, url = launch(service)
-    outside = socket.create_server(("127.0.0.1", 0))
-    with playwright.sync_playwright() as driver:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-        browser = driver.chromium.launch(executable_path=chromium, args=flags)
-        made = Site(url, service, None, browser, outside)  # type: ignore[arg-type]
+    with served(service, chromium) as made:
         yield made
-        browser.close()
-    page.close(verbose=False)
-    outside.close()
-    foreign = [u for u in made.requests if not u.startswith((url, "data:", "blob:", "about:"))]
-    assert not foreign and not made.troubles
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (390, "dark")])

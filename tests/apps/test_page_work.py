@@ -12,17 +12,8 @@ import psutil
 import pytest
 
 from apps.decision import decision_view
-from tests.apps.test_page import (  # noqa: F401
-    CONTRAST,
-    Site,
-    ask,
-    choose,
-    fits,
-    nothing_leaves_the_machine,
-    shot,
-    site,
-    tab,
-)
+from tests.apps.browser import Site, ask, choose, fits, shot, tab
+from tests.apps.test_page import CONTRAST, nothing_leaves_the_machine, site  # noqa: F401
 from tests.apps.test_recommend import EQUAL
 
 pytestmark = pytest.mark.browser
