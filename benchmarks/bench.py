@@ -50,14 +50,19 @@ def shared_folder() -> Path | None:
 
 
 def machine() -> str:
-    """Processor, cores, memory, Python, and a limit on threads where one is set, in one line."""
+    """Processor with what it has for matrices, cores, memory, Python, and a limit on threads where one is set."""
     import psutil
 
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        named = re.search(r"^model name\s*:\s*(.+)$", info.read_text(encoding="utf-8"), re.MULTILINE)
-        model = named.group(1) if named else model
+        told = info.read_text(encoding="utf-8")
+        named = re.search(r"^model name\s*:\s*(.+)$", told, re.MULTILINE)
+        flags = re.search(r"^flags\s*:\s*(.+)$", told, re.MULTILINE)
+        # Machines of one name differ: with tiles bf16 is five times fp32, without them it may be half.
+        known = set(flags.group(1).split()) if flags else set()
+        units = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in known][-1:]
+        model = " with ".join([named.group(1) if named else model, *units])
     memory = psutil.virtual_memory().total / 2**30
     threads = os.environ.get("OMP_NUM_THREADS")
     return (
