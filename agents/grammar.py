@@ -1,17 +1,17 @@
 """The language of a trace: how thoughts, actions and observations are written, read, and kept apart.
 
-    system      what the tools are
-    user        Question: ...
+    text        what the tools are
+    text        Question: ...
     assistant   Thought: one line
                 Action: tool[argument]
-    user        Observation: one line
+    text        Observation: one line
     assistant   ...
                 Action: finish[answer]
 
-This is ReAct's grammar (Yao et al. 2022) in turns of a conversation: what a tool returns stands in the user's turns,
-and only what the model itself says is read for actions. Numbers behind the words ("Action 2:") are understood, none are
-written. Observations are one line long and hold nothing that looks like the grammar, so a document can neither act nor
-teach a model to act by being copied.
+This is ReAct's grammar (Yao et al. 2022) as plain text (`rag.protocols.TEXT`), which small models learn better than a
+chat: what a tool returns stands outside the model's turns, and only what it itself says is read for actions. Numbers
+behind the words ("Action 2:") are understood, none are written. Observations are one line long and hold nothing that
+looks like the grammar, so a document can neither act nor teach a model to act by being copied.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from rag.prompt import ABSTAIN, HISTORY_TURNS, neutralise, strip_markers
-from rag.protocols import Message
+from rag.protocols import TEXT, Message
 from rag.types import Turn
 
 THOUGHT, ACTION, OBSERVATION = "Thought:", "Action:", "Observation:"
@@ -158,7 +158,7 @@ def conversation(
     history: Sequence[Turn] = (),
 ) -> list[Message]:
     """The messages of a run so far; the model speaks next unless the last move ended it."""
-    messages: list[Message] = [{"role": "system", "content": system}]
+    messages: list[Message] = [{"role": TEXT, "content": f"{system}\n"}]
     for shot in shots:
         messages += _turns(shot.question, shot.moves, ())
     return messages + _turns(question, moves, history)
@@ -171,9 +171,9 @@ def _turns(question: str, moves: Sequence[Move], history: Sequence[Turn]) -> lis
             f"Q: {neutralise(t.question)}\nA: {neutralise(strip_markers(t.answer))}" for t in history[-HISTORY_TURNS:]
         ]
         asked = "Earlier in this conversation:\n" + "\n".join(earlier) + f"\n\n{asked}"
-    messages = [{"role": "user", "content": asked}]
+    messages = [{"role": TEXT, "content": f"{asked}\n"}]
     for move in moves:
         messages.append({"role": "assistant", "content": move.said})
         if move.observation:
-            messages.append({"role": "user", "content": f"{OBSERVATION} {move.observation}"})
+            messages.append({"role": TEXT, "content": f"{OBSERVATION} {move.observation}\n"})
     return messages

@@ -412,11 +412,11 @@ class Run:
         extra: Sequence[Message] = (),
         note: str = "",
     ) -> Generator[Signal, Any, str]:
-        """`extra` messages follow the conversation; a `note` is added to its last one, as roles must take turns."""
+        """`extra` messages follow the conversation; a `note` is added to its last one, as turns must alternate."""
         config = self.config
         messages = [*self._messages(limit), *extra]
         if note:
-            messages[-1] = {**messages[-1], "content": f"{messages[-1]['content']}\n{note}"}
+            messages[-1] = {**messages[-1], "content": f"{messages[-1]['content'].rstrip()}\n{note}\n"}
         seed = config.seed + len(self.outcome.steps)
         said: Said = yield Ask(messages, begun, limit, stop, options, bracket, config.temperature, seed)
         self.outcome.tokens_in += said.tokens_in

@@ -14,7 +14,7 @@ from typing import Literal
 from rag.protocols import TEXT, Message, is_begun
 from rag.types import Passage, Turn
 
-PROMPT_VERSION = "2"
+PROMPT_VERSION = "3"
 ABSTAIN = "Not in the documents."
 HISTORY_TURNS = 3
 

@@ -2,8 +2,9 @@
 
 Kept apart from `rag.models` so that code and tests that only *use* models import neither torch nor transformers.
 A message is `{"role": "system" | "user" | "assistant", "content": str}`, as a tokenizer's chat template takes it.
-Where the last message is the assistant's, it is the beginning of the answer, and the model continues it. A single
-message of the role `TEXT` is plain text to be continued without a chat template (to an endpoint it goes as the user's).
+Where the last message is the assistant's, it is the beginning of the answer, and the model continues it.
+A conversation that begins with a message of the role `TEXT` is plain text to be continued, without a chat template;
+what the assistant said in it ends with the end of a turn. An endpoint gets its texts as the user's turns.
 """
 
 from __future__ import annotations
@@ -21,8 +22,17 @@ TEXT = "text"
 
 
 def as_chat(messages: Sequence[Message]) -> list[Message]:
-    """The messages for models that are only reached as a chat: plain text becomes the user's turn."""
-    return [{**m, "role": "user" if m["role"] == TEXT else m["role"]} for m in messages]
+    """The messages for models that are only reached as a chat: plain text becomes the user's turn, two texts in a row
+    one of them, as roles must alternate."""
+    out: list[Message] = []
+    before = ""
+    for message in messages:
+        if before == message["role"] == TEXT:
+            out[-1] = {**out[-1], "content": out[-1]["content"] + message["content"]}
+        else:
+            out.append({**message, "role": "user" if message["role"] == TEXT else message["role"]})
+        before = message["role"]
+    return out
 
 
 def is_begun(messages: Sequence[Message]) -> bool:

@@ -57,12 +57,11 @@ class ChatTokens:
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The chat template over `messages`, ready for the assistant's turn; without a template, the contents alone.
 
-        Where the last message is the assistant's, it is the beginning of the answer, and the model continues it. A
-        single message of the role "text" is continued as it stands, without the template.
+        Where the last message is the assistant's, it is the beginning of the answer, and the model continues it.
+        Messages that begin with the role "text" are strung together as they stand, without the template.
         """
-        if len(messages) == 1 and messages[0]["role"] == TEXT:
-            encoded = self.tokenizer(self.harmless(messages[0]["content"]), truncation=False, verbose=False)
-            return [int(token) for token in encoded["input_ids"]]
+        if messages and messages[0]["role"] == TEXT:
+            return self._plain_ids(messages)
         begun = bool(messages) and messages[-1]["role"] == "assistant"
         clean = [{**message, "content": self.harmless(message["content"])} for message in messages]
         if not self.tokenizer.chat_template:
@@ -82,6 +81,15 @@ class ChatTokens:
             roles = " ".join(message["role"] for message in messages)
             raise ModelError(f"The model's chat template refuses messages with the roles [{roles}]: {error}") from error
         return [int(token) for token in ids]
+
+    def _plain_ids(self, messages: Sequence[Message]) -> list[int]:
+        """One message after the other; behind what the assistant said, but for a beginning, the end of its turn."""
+        encoded = self.tokenizer(self.harmless(messages[0]["content"]), truncation=False, verbose=False)
+        out = [int(token) for token in encoded["input_ids"]]
+        for i, message in enumerate(messages[1:], start=2):
+            said = message["role"] == "assistant" and i < len(messages)
+            out += self.completion_ids(message["content"]) if said else self.ids(message["content"])
+        return out
 
     def completion_ids(self, text: str) -> list[int]:
         """What the model should say after `prompt_ids`: the text, then the end of the turn."""

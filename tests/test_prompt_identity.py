@@ -58,7 +58,7 @@ def test_golden_prompt_of_this_version(tokenizer: Any) -> None:
     """Changing the layout makes every adapter's training stale: raise PROMPT_VERSION, then this."""
     tokens = ChatTokens(tokenizer)
     messages = render(QUESTION.question, passages(), count_tokens=lambda t: len(t.split())).messages
-    assert PROMPT_VERSION == "2"
+    assert PROMPT_VERSION == "3"
     assert tokenizer.decode(tokens.prompt_ids(messages)) == (
         "Passage: The Skarn ferry carries 60 passengers.\nPassage: The Orrin bridge is 420 metres long.\n"
         "Question: How long is the Orrin bridge?\nAnswer:"

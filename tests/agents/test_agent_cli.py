@@ -30,7 +30,7 @@ ROWS: list[dict[str, Any]] = [
 def reply(messages: Sequence[Message]) -> str:
     if not messages[0]["content"].startswith("Answer the question with tools"):
         return "a general answer"
-    asked = messages[1]["content"].removeprefix("Question: ")
+    asked = messages[1]["content"].removeprefix("Question: ").rstrip()
     row = next((r for r in ROWS if r["question"] == asked), None)
     if len(messages) == 2:
         return f"I look.\nAction: search[{asked}]"

@@ -55,7 +55,7 @@ def retriever(corpus: Path, tmp_path: Path) -> Retriever:
 
 def right(messages: Sequence[Message]) -> str:
     """Right about all but the boat; one malformed action about the library."""
-    asked = messages[1]["content"].removeprefix("Question: ")
+    asked = messages[1]["content"].removeprefix("Question: ").rstrip()
     question = next(q for q in QUESTIONS if q.question == asked)
     if question.id == "d" and len(messages) == 2:
         return "x\nAction: search library"
@@ -240,7 +240,7 @@ def test_a_demonstration_reads_what_it_answers(retriever: Retriever) -> None:
     [trace], counts = demonstrate(plain_tasks(QUESTIONS[:1], KINDS), make_demonstrator(retriever))
     assert check_trace(trace) == [] and counts == {"fact": {"tried": 1, "kept": 1}}
     assert [m["content"].split("(ferry)")[0] for m in trace["messages"][1:]] == [
-        "Question: When does the ferry to Korr leave?",
+        "Question: When does the ferry to Korr leave?\n",
         "Thought: I search for it.\nAction: search[When does the ferry to Korr leave?]",
         "Observation: ",
         "Thought: It says 07:40.\nAction: finish[07:40]",
@@ -354,7 +354,7 @@ def test_the_schema_refuses_loss_on_others(retriever: Retriever, tmp_path: Path)
     trace = read_traces(tmp_path / "t.jsonl")[0]
     wrong = json.loads(json.dumps(trace))
     wrong["messages"][1]["loss"] = True
-    assert check_trace(wrong) == ["loss on a message of user"]
+    assert check_trace(wrong) == ["loss on a message of text"]
     assert check_trace({**trace, "extra": 1}) == ["extra is unknown"]
     assert check_trace({**trace, "seed": "0"}) == ["seed is str"]
     write_traces(tmp_path / "again.jsonl", [trace])

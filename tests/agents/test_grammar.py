@@ -114,10 +114,12 @@ def test_conversation_takes_turns_and_keeps_the_marks_of_other_texts_harmless() 
         "How many <|im_end|>?", moves, system="S", shots=[Shot("old?", (Move("said", "seen"), Move("end")))],
         history=[Turn("before?", "then [1]")],
     )  # fmt: skip
-    assert [m["role"] for m in made] == ["system", *["user", "assistant"] * 4]
-    assert made[5]["content"] == "Earlier in this conversation:\nQ: before?\nA: then\n\nQuestion: How many < |im_end|>?"
+    assert [m["role"] for m in made] == ["text", *["text", "assistant"] * 4]
+    assert (
+        made[5]["content"] == "Earlier in this conversation:\nQ: before?\nA: then\n\nQuestion: How many < |im_end|>?\n"
+    )
     assert made[-1]["content"] == "Thought: It is 5.\nAction: finish[5]"
-    assert made[-2]["content"] == "Observation: it says 5"
+    assert made[-2]["content"] == "Observation: it says 5\n"
 
 
 def test_the_instruction_names_every_tool() -> None:

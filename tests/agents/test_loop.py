@@ -70,7 +70,7 @@ def test_a_run_searches_reads_and_finishes(retriever: Retriever) -> None:
     assert steps[1].text == "search[ferry to Korr]" and steps[1].data["tool"] == "search"
     assert "The ferry to Korr leaves at 07:40" in steps[2].text
     second = generator.calls[1].messages
-    assert [m["role"] for m in second] == ["system", "user", "assistant", "user"]
+    assert [m["role"] for m in second] == ["text", "text", "assistant", "text"]
     assert second[2]["content"] == "Thought: I look.\nAction: search[ferry to Korr]"
     assert second[3]["content"].startswith("Observation: (ferry) The ferry to Korr leaves at 07:40")
     assert outcome.counts()["steps"] == 2 and outcome.invalid_actions == outcome.bad_calls == 0
@@ -158,8 +158,8 @@ def test_a_full_context_drops_the_oldest_observations(retriever: Retriever) -> N
     )
     last = [m["content"] for m in generator.calls[-1].messages]
     assert outcome.dropped > 0 and outcome.ended == "finish"
-    assert f"Observation: {DROPPED}" in last and ASKED in last[1] and last[0].startswith("Answer the question")
-    assert last.index(f"Observation: {DROPPED}") < next(i for i, t in enumerate(last) if "w5 w5" in t)
+    assert f"Observation: {DROPPED}\n" in last and ASKED in last[1] and last[0].startswith("Answer the question")
+    assert last.index(f"Observation: {DROPPED}\n") < next(i for i, t in enumerate(last) if "w5 w5" in t)
     for call in generator.calls:
         assert sum(generator.count_tokens(m["content"]) for m in call.messages) <= 700
     assert "w0 w0" in outcome.steps[0].observation  # the trace still has it
@@ -258,7 +258,7 @@ def test_a_document_cannot_act_even_through_a_model_that_copies_it(poisoned: Ret
 
     def parrot(messages: Sequence[Message]) -> str:
         last = messages[-1]["content"]
-        return last.removeprefix("Observation: ").replace(" / ", "\n") if "Observation" in last else SEARCH
+        return last.removeprefix("Observation: ").rstrip().replace(" / ", "\n") if "Observation" in last else SEARCH
 
     outcome, steps, generator = run_with(poisoned, parrot)
     assert [s.tool for s in outcome.steps if s.tool] == ["search"]
@@ -267,7 +267,7 @@ def test_a_document_cannot_act_even_through_a_model_that_copies_it(poisoned: Ret
     assert "Action:" not in observed and "Finish[" not in observed and "<|im_start|>" not in observed
     for call in generator.calls:
         for message in call.messages:
-            if message["role"] == "user":
+            if message["role"] != "assistant":
                 assert "Action: finish[" not in message["content"].split("Write")[0]
 
 
@@ -321,7 +321,7 @@ def test_follow_ups_know_what_they_are_about(retriever: Retriever) -> None:
     made = answerer(retriever, [DONE], mode())
     list(made.stream("And when does it return?", arm="agent", history=[Turn(ASKED, "07:40 [1]")]))
     first = made.generator.calls[0].messages[1]["content"]
-    assert first == f"Earlier in this conversation:\nQ: {ASKED}\nA: 07:40\n\nQuestion: And when does it return?"
+    assert first == f"Earlier in this conversation:\nQ: {ASKED}\nA: 07:40\n\nQuestion: And when does it return?\n"
 
 
 def test_two_sessions_share_nothing(retriever: Retriever) -> None:
@@ -387,7 +387,7 @@ def test_worked_traces_are_the_most_similar_ones(retriever: Retriever) -> None:
     one.answer("When does the ferry leave?", arm="agent")
     said = [m["content"] for m in one.generator.calls[0].messages]
     assert (
-        said[1] == "Question: When does the ferry leave the pier?"
-        and said[-1] == "Question: When does the ferry leave?"
+        said[1] == "Question: When does the ferry leave the pier?\n"
+        and said[-1] == "Question: When does the ferry leave?\n"
     )
     assert replace(made.config, shots=0).shots == 0
