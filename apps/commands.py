@@ -55,6 +55,11 @@ def index(
         raise EncoderMismatch(f"{error} Or embed everything in it again: add --rebuild.") from None
     for failure in report.failed:
         console.say(f"not indexed: {failure.source}: {failure.reason}")
+    if report.added and not report.embedded:
+        console.say(
+            f"The {report.added} added documents say only what stood in the index already. If their folder was moved, "
+            "the index now holds them twice: index the new place into a new folder (--out)."
+        )
     payload = {
         **{key: getattr(report, key) for key in ("documents", "chunks", "added", "updated", "deleted", "embedded")},
         "failed": [{"source": f.source, "reason": f.reason} for f in report.failed],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -307,6 +308,18 @@ def test_index_twice_then_edit_and_delete(
     assert (second["documents"], second["added"], second["updated"], second["deleted"]) == (5, 0, 1, 1)
     texts = [row["text"] for row in json_of(capsys, "search", index, "night cook harbour master 07:40", "-k", "20")]
     assert texts and not any("07:40 from pier" in text or "Tomas Vey" in text for text in texts)
+
+
+def test_index_says_when_a_moved_folder_is_indexed_twice(
+    tmp_path: Path, corpus: Path, encoder: FakeEncoder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = str(tmp_path / "i")
+    assert "holds them twice" not in run(capsys, "index", str(corpus), "--out", index)[2]
+    shutil.copytree(corpus, tmp_path / "moved")
+    code, _, err = run(capsys, "index", str(tmp_path / "moved"), "--out", index)
+    assert code == 0 and "The 6 added documents say only what stood in the index already" in err and "--out" in err
+    (tmp_path / "moved" / "new.md").write_text("# News\n\nThe mill opens on 9 March.\n")
+    assert "holds them twice" not in run(capsys, "index", str(tmp_path / "moved"), "--out", index)[2]
 
 
 def test_index_reports_bad_files_and_strict_makes_them_an_error(
