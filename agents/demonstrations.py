@@ -2,7 +2,8 @@
 
 The tools are really used, so the observations are those that an agent will meet; only the thoughts and the choice of
 actions come from here. A demonstration that does not see its answer among the observations is given up, so every one
-that is kept could be done by reading.
+that is kept could be done by reading. The exception is `ask`, whose answers are a model's: here it says what is known
+to be right, and the agent learns to ask and to pass on. Questions whose evidence stands in two documents are searched.
 
 Questions about one document are answered as they are. `compose` makes questions that take two documents, or arithmetic,
 from pairs of them; their gold follows from the gold of their parts.
@@ -21,11 +22,11 @@ from typing import Any
 from agents import grammar
 from agents.loop import Outcome, TraceStep
 from agents.react import holds
-from agents.tools import Toolkit, stem
+from agents.tools import ASK, Reader, Toolkit, stem
 from agents.tools_calculate import show_number
 from agents.traces import make_trace, moves_of
 from rag.prompt import ABSTAIN
-from rag.types import Question, content_hash
+from rag.types import Answer, Question, content_hash
 
 SUM, DIFFERENCE, TIMES, BOTH, LARGER = "sum", "difference", "times", "both", "larger"
 KINDS = {SUM: "calculation", DIFFERENCE: "calculation", TIMES: "calculation", BOTH: "two-hop", LARGER: "two-hop"}
@@ -181,19 +182,23 @@ class _Missing(Exception):
 
 
 class Demonstrator:
-    """Does the tasks with real tools. `toolkit` makes the tools of a new run."""
+    """Does the tasks with real tools. `toolkit` makes the tools of a new run, given the reader that `ask` asks."""
 
     def __init__(
-        self, toolkit: Callable[[], Toolkit], *, observation_tokens: int, count_tokens: Callable[[str], int]
+        self, toolkit: Callable[[Reader], Toolkit], *, observation_tokens: int, count_tokens: Callable[[str], int]
     ) -> None:
         self._toolkit = toolkit
         self._most, self._count = observation_tokens, count_tokens
-        self._tools = toolkit()
+        self._known: dict[str, str] = {}
+        self._tools = toolkit(self._read)
         self._steps: list[TraceStep] = []
+
+    def _read(self, questions: Sequence[str]) -> list[Answer]:
+        return [Answer(question, self._known[question], "gold") for question in questions]
 
     def trace(self, task: Task) -> dict[str, Any] | None:
         """The trace of a right run; None where the answer was not found by its searches."""
-        self._tools, self._steps = self._toolkit(), []
+        self._tools, self._steps = self._toolkit(self._read), []
         try:
             answer = self._composed(task) if task.parts else self._plain(task.question)
         except _Missing:
@@ -207,13 +212,16 @@ class Demonstrator:
 
     def _plain(self, question: Question) -> str:
         if question.unanswerable:
-            self._act("I search for it.", "search", question.question)
+            if ASK in self._tools.tools:
+                self._ask("I ask it.", question, ABSTAIN)
+            else:
+                self._act("I search for it.", "search", question.question)
             return self._finish("The documents do not say.", ABSTAIN)
         if not question.answers:
             raise _Missing
         if len(question.evidence) > 1:
             return self._several(question)
-        found = self._find(question, "I search for it.")
+        found = self._find(question, "I {} it.")
         return self._finish(f"It says {found}.", found)
 
     def _several(self, question: Question) -> str:
@@ -231,8 +239,8 @@ class Demonstrator:
     def _composed(self, task: Task) -> str:
         found: list[str] = []
         for i, part in enumerate(task.parts):
-            before = f"The first is {found[0]}. I search for the second." if i else "I search for the first."
-            found.append(self._find(part, before if len(task.parts) > 1 else "I search for the figure."))
+            before = f"The first is {found[0]}. I {{}} the second." if i else "I {} the first."
+            found.append(self._find(part, before if len(task.parts) > 1 else "I {} the figure."))
         if task.form == BOTH:
             return self._finish(f"The second is {found[1]}.", f"{found[0]} and {found[1]}")
         figures = [f for f in (_figure_of(part) for part in task.parts) if f is not None]
@@ -247,8 +255,11 @@ class Demonstrator:
     # ---------------------------------------------------------------- single moves
 
     def _find(self, question: Question, thought: str) -> str:
-        """Search for one answer, look it up in the open document where the search did not show it; the answer."""
-        seen = self._act(thought, "search", question.question)
+        """One answer: asked for, where `ask` is there; else searched, and looked up in the open document where the
+        search did not show it. `thought` has a place for the verb."""
+        if ASK in self._tools.tools:
+            return self._ask(thought.replace("{}", "ask"), question, question.answers[0])
+        seen = self._act(thought.replace("{}", "search for"), "search", question.question)
         if (answer := _answer_in(seen, question)) is not None:
             return answer
         for word in self._words(question)[:3]:
@@ -258,6 +269,12 @@ class Demonstrator:
                 self._act("It is not there. I look it up.", "lookup", word)
                 return answer
         raise _Missing
+
+    def _ask(self, thought: str, question: Question, answer: str) -> str:
+        asked = " ".join(question.question.split())
+        self._known[asked] = answer
+        self._act(thought, ASK, asked)
+        return answer
 
     def _words(self, question: Question) -> list[str]:
         """Words of the question that stand in the quote, the rarest of the corpus first."""

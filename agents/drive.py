@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from agents.loop import Ask, Ballot, Call, Outcome, Run, Said, Signal, Traits, Vote
-from agents.tools import ToolResult
+from agents.tools import ASK, ToolResult
 from rag.errors import ConfigError
 from rag.protocols import Decoding, Message, Progress
 from rag.protocols import Generator as Model
@@ -290,11 +290,18 @@ def _answer_all(
 def _call_all(calls: Mapping[int, Call], rows: Mapping[int, _Active]) -> dict[int, ToolResult]:
     """All calls of a round; several at a time, so that one that hangs keeps nobody waiting for longer than itself."""
     found: dict[int, ToolResult] = {}
+    asked = {row: call.argument for row, call in calls.items() if call.tool == ASK}
+    if asked:  # one model answers them all together
+        kits = {row: rows[row].run.toolkit for row in asked}
+        reader = next(iter(kits.values())).reader
+        assert reader is not None, "the tool is not offered without one"
+        answers = reader(list(asked.values()))
+        found.update({row: kits[row].told(a) for row, a in zip(asked, answers, strict=True)})
 
     def work(row: int, call: Call) -> None:
         found[row] = rows[row].run.toolkit.call(call.tool, call.argument)
 
-    items = list(calls.items())
+    items = [(row, call) for row, call in calls.items() if row not in asked]
     for begin in range(0, len(items), CALLS_AT_ONCE):
         group = items[begin : begin + CALLS_AT_ONCE]
         threads = [threading.Thread(target=work, args=item, daemon=True) for item in group]

@@ -73,7 +73,7 @@ class AgentConfig:
     repeats: int = 2
     temperature: float = 0.0
     seed: int = 0
-    tools: tuple[str, ...] | None = ("search", "read", "lookup", "calculate", "table")
+    tools: tuple[str, ...] | None = ("ask", "search", "read", "lookup", "calculate", "table")
 
     def __post_init__(self) -> None:
         whole = ("steps", "tokens", "thought_tokens", "argument_tokens", "observation_tokens", "samples", "repeats")
@@ -336,6 +336,8 @@ class Run:
             self._repeats = 0
         result: ToolResult = yield Call(parsed.tool, parsed.argument)
         self.outcome.tool_failures += bool(result.failed)
+        self.outcome.tokens_in += result.tokens_in
+        self.outcome.tokens_out += result.tokens_out
         return grammar.quote(result.text, self.names), grammar.looks_like_orders(result.text)
 
     def _legal(self) -> str:

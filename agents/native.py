@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from agents import grammar
 from agents.grammar import Move
 from agents.loop import AgentConfig, Outcome, TraceStep, Vote
-from agents.react import ReactMode, build_answer, make_voter
+from agents.react import ReactMode, build_answer, make_reader, make_voter
 from agents.tools import FINISH, Toolkit, langchain_tools
 from agents.traces import make_trace
 from rag.errors import EndpointError, UsageError
@@ -114,7 +114,7 @@ class _NativeRun:
         self.mode, self.answerer, self.question, self.history = mode, answerer, question, history
         self.config: AgentConfig = mode.config
         self.model = chat_model(answerer.generator)
-        self.toolkit: Toolkit = mode.toolkit(mode.corpus(answerer))
+        self.toolkit: Toolkit = mode.toolkit(mode.corpus(answerer), make_reader(answerer))
         self.names = list(self.toolkit.tools)
         self.outcome = Outcome()
         self._began = time.monotonic()

@@ -14,7 +14,7 @@ from agents import grammar
 from agents.drive import Voter, drive, drive_many, speaker
 from agents.grammar import Move, Shot
 from agents.loop import AgentConfig, Ballot, Outcome, Run, Traits, Vote
-from agents.tools import Corpus, Tool, Toolkit
+from agents.tools import Corpus, Reader, Tool, Toolkit
 from agents.traces import make_trace, read_traces
 from rag.cite import citation
 from rag.metrics import normalise
@@ -153,13 +153,15 @@ class ReactMode:
         corpus = self.corpus(answerer)
         config = replace(self.config, context_tokens=max(256, self.window(answerer)), **changes)
         shots = self.bank.nearest(question, config.shots, corpus) if self.bank is not None else []
-        return Run(question, self.toolkit(corpus), config, traits, history=history, shots=shots)
+        return Run(question, self.toolkit(corpus, make_reader(answerer)), config, traits, history=history, shots=shots)
 
-    def toolkit(self, corpus: Corpus) -> Toolkit:
+    def toolkit(self, corpus: Corpus, reader: Reader | None = None) -> Toolkit:
         """The tools of a new run."""
         config = self.config
         names = None if config.tools is None else (*config.tools, *(tool.name for tool in self.tools))
-        return Toolkit(corpus, extra=self.tools, names=names, retries=config.retries, seconds=config.tool_seconds)
+        return Toolkit(
+            corpus, extra=self.tools, names=names, retries=config.retries, seconds=config.tool_seconds, reader=reader
+        )
 
     def _answer(self, answerer: Answerer, arm: str, run: Run, outcome: Outcome, seconds: float) -> Answer:
         adapter = answerer.adapters.get(arm)
@@ -223,13 +225,23 @@ def holds(sentence: str, text: str) -> bool:
     return bool(wanted) and re.search(rf"{left}{re.escape(wanted)}(?!\.\d){right}", plain) is not None
 
 
+def plain_arm(answerer: Answerer) -> str:
+    """The arm that answers without an agent: tuned+rag where there are its weights, which were trained to answer so."""
+    return "tuned+rag" if "tuned+rag" in answerer.adapters else "rag"
+
+
+def make_reader(answerer: Answerer) -> Reader:
+    """What answers the simple questions that an agent asks."""
+    return lambda questions: answerer.answer_many(list(questions), arm=plain_arm(answerer))
+
+
 def make_voter(answerer: Answerer) -> Voter:
     """Self-consistency without tools: answers sampled over the passages of one search, and the most frequent of them
-    (Wang et al. 2022). With the weights of tuned+rag where there are any: those were trained to answer so."""
+    (Wang et al. 2022)."""
 
     def vote(asked: Vote) -> Ballot:
         assert answerer.retriever is not None
-        arm = "tuned+rag" if "tuned+rag" in answerer.adapters else "rag"
+        arm = plain_arm(answerer)
         passages = answerer.retriever.search(asked.question, answerer.config.k)
         messages: list[Message] = answerer.render(asked.question, passages, arm=arm).messages
         decodings = [

@@ -1,5 +1,6 @@
 """What an agent may do: look into the index, calculate, ask the corpus's tables. All of it reads, nothing else.
 
+    ask[question]       the short answer that plain retrieval gives to one question, by the weights tuned for that
     search[words]       the sentences that answer best, from the passages that retrieval finds
     lookup[word]        the next sentence of the open document with this word
     read[document]      the beginning of a document, then its next part
@@ -24,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 from agents.tools_calculate import calculate
 from agents.tools_table import Database, corpus_tables
 from rag.errors import ConfigError, ToolError
-from rag.types import Passage
+from rag.prompt import ABSTAIN, strip_markers
+from rag.types import Answer, Passage
 
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
     from rag.retrieve import Retriever
 
 FINISH = "finish"
+ASK = "ask"
+Reader = Callable[[Sequence[str]], Sequence[Answer]]
+"""Answers questions as another arm does, several at once."""
 NO_MORE = "No more results."
 MIN_WORDS = 3  # shorter units are headings and rules
 MAX_SENTENCE = 260
@@ -56,11 +61,14 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """What came back. `failed`: "" or "argument" (asked wrongly), "unavailable" (it raised or hung, after retries)."""
+    """What came back. `failed`: "" or "argument" (asked wrongly), "unavailable" (it raised or hung, after retries).
+    `tokens_in` and `tokens_out` are those of a model that the tool used."""
 
     text: str
     failed: str = ""
     attempts: int = 1
+    tokens_in: int = 0
+    tokens_out: int = 0
 
 
 class Corpus:
@@ -163,9 +171,13 @@ def stem(source: str) -> str:
 
 @dataclass
 class Toolkit:
-    """The tools of one run. `seen` are the passages that searches found, in order; `shown` the sentences of them."""
+    """The tools of one run. `seen` are the passages that searches found, in order; `shown` the sentences of them.
+
+    `ask` is there where a `reader` is.
+    """
 
     corpus: Corpus
+    reader: Reader | None = field(default=None, kw_only=True)
     extra: Sequence[Tool] = ()
     names: Sequence[str] | None = None
     retries: int = 1
@@ -181,6 +193,7 @@ class Toolkit:
 
     def __post_init__(self) -> None:
         own = [
+            Tool(ASK, "question", _about(self.ask), self.ask),
             Tool("search", "words", _about(self.search), self.search),
             Tool("read", "document", _about(self.read), self.read),
             Tool("lookup", "word", _about(self.lookup), self.lookup),
@@ -193,9 +206,32 @@ class Toolkit:
         unknown = [name for name in self.names or () if name not in tools]
         if unknown:
             raise ConfigError(f"There is no tool {unknown[0]!r}; there are {', '.join(tools)}.")
+        if self.reader is None:
+            del tools[ASK]
         self.tools: Mapping[str, Tool] = {n: t for n, t in tools.items() if self.names is None or n in self.names}
 
     # ------------------------------------------------------------------ the tools
+
+    def ask(self, question: str) -> str:
+        """Get a short answer from the documents to one simple question.
+
+        Args:
+            question: a whole question about one thing.
+        """
+        assert self.reader is not None, "the tool is not offered without one"
+        return self.told(self.reader([question])[0]).text
+
+    def told(self, answer: Answer) -> ToolResult:
+        """What is said of a reader's answer; its passages and citations count as seen, and the first cited document is
+        open then."""
+        for passage in answer.passages:
+            self.seen.setdefault(passage.chunk.id, passage)
+        by_rank = {p.rank: p for p in answer.passages}
+        self.shown += [(by_rank[c.number].chunk.id, c.quote) for c in answer.citations if c.number in by_rank]
+        if answer.citations:
+            self._turn_to(answer.citations[0].source)
+        text = strip_markers(answer.text) or ABSTAIN
+        return ToolResult(text, tokens_in=answer.tokens_in, tokens_out=answer.tokens_out)
 
     def search(self, query: str) -> str:
         """Find the sentences of the documents that answer a question best.
@@ -266,6 +302,9 @@ class Toolkit:
     def call(self, name: str, argument: str) -> ToolResult:
         """One call, with its time limit. An exception is tried again, a wrong argument and a hanging tool are not."""
         tool = self.tools[name]
+        if name == ASK:  # a model answers, in its own time; its errors are those of every answer
+            assert self.reader is not None, "the tool is not offered without one"
+            return self.told(self.reader([argument])[0])
         for attempt in range(1, self.retries + 2):
             try:
                 text = _timed(lambda: tool.function(argument), self.seconds)

@@ -147,14 +147,14 @@ def _demonstrate(
     from agents.demonstrations import demonstrate as build
     from agents.loop import AgentConfig
     from agents.rewards import judge, summary
-    from agents.tools import Corpus, Toolkit
+    from agents.tools import Corpus, Reader, Toolkit
     from agents.traces import write_traces
 
     config = AgentConfig()
     corpus = Corpus(make_retriever(open_index(index, encoder, console), k=None))
 
-    def toolkit() -> Toolkit:
-        return Toolkit(corpus, names=config.tools)
+    def toolkit(reader: Reader) -> Toolkit:
+        return Toolkit(corpus, names=config.tools, reader=reader)
 
     # characters are counted instead of tokens, four for one: no model is loaded for this
     demonstrator = Demonstrator(

@@ -56,13 +56,16 @@ class Bench:
 
     def demonstrations(self) -> list[dict[str, Any]]:
         from agents.demonstrations import Demonstrator, compose, demonstrate, plain_tasks
+        from agents.loop import AgentConfig
         from agents.tools import Corpus, Toolkit
 
         if not self._demonstrations:
             corpus = Corpus(self.retriever)
-            names = ("search", "read", "lookup", "calculate", "table")
+            names = AgentConfig().tools
             maker = Demonstrator(
-                lambda: Toolkit(corpus, names=names), observation_tokens=160, count_tokens=self.generator.count_tokens
+                lambda reader: Toolkit(corpus, names=names, reader=reader),
+                observation_tokens=160,
+                count_tokens=self.generator.count_tokens,
             )
             tasks = [*plain_tasks(self.train, self.kinds), *compose(self.train, self.given.composed, seed=0)]
             self._demonstrations, counts = demonstrate(tasks, maker)
@@ -124,8 +127,11 @@ class Bench:
         from agents.react import ReactMode
         from rag.answer import AnswerConfig, Answerer
 
+        adapters = {arm: str(adapter)} if adapter else {}
+        if adapter and arm == "agent":  # what its questions are answered with; without an adapter it is plain rag
+            adapters["tuned+rag"] = str(self.rag_adapter())
         answerer = Answerer(
-            self.generator, self.retriever, AnswerConfig(), adapters={arm: str(adapter)} if adapter else {},
+            self.generator, self.retriever, AnswerConfig(), adapters=adapters,
             modes={"agent": ReactMode(AgentConfig(**options))},
         )  # fmt: skip
         began = time.perf_counter()

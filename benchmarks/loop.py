@@ -23,7 +23,10 @@ def command(*arguments: str | Path) -> dict[str, Any]:
 
 
 def make_task(data_set: str, folder: Path) -> Path:
-    """Documents and question files of a shared set, with the defaults of the tool that makes them."""
+    """Documents and question files of a shared set, with the defaults of the tool that makes them.
+
+    Training questions that stand in the test file, word for word, are left out: two documents of one set may share one.
+    """
     shared = shared_folder()
     if shared is None:
         raise SystemExit("The shared data sets are not here; set RAGTUNE_SHARED to their folder.")
@@ -31,7 +34,19 @@ def make_task(data_set: str, folder: Path) -> Path:
     if not (task / "test.jsonl").is_file():
         tool = shared / "tools" / "make_task.py"
         subprocess.run([sys.executable, str(tool), str(shared / "data" / data_set), str(task)], check=True)
+        _take_out(task / "train.jsonl", task / "test.jsonl")
     return task
+
+
+def _take_out(train: Path, test: Path) -> None:
+    from rag.metrics import normalise
+
+    def asked(line: str) -> str:
+        return normalise(json.loads(line)["question"])
+
+    held_out = {asked(line) for line in test.read_text(encoding="utf-8").splitlines()}
+    lines = train.read_text(encoding="utf-8").splitlines(keepends=True)
+    train.write_text("".join(line for line in lines if asked(line) not in held_out), encoding="utf-8")
 
 
 def run(data_set: str, *, labels: bool = True, minutes: float = 15.0) -> None:

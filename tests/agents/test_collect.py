@@ -233,7 +233,7 @@ def test_impossible_settings(wrong: dict[str, Any]) -> None:
 
 def make_demonstrator(retriever: Retriever) -> Demonstrator:
     corpus = Corpus(retriever)
-    return Demonstrator(lambda: Toolkit(corpus), observation_tokens=80, count_tokens=lambda t: len(words(t)))
+    return Demonstrator(lambda _: Toolkit(corpus), observation_tokens=80, count_tokens=lambda t: len(words(t)))
 
 
 def test_a_demonstration_reads_what_it_answers(retriever: Retriever) -> None:

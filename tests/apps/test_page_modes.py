@@ -39,7 +39,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator[Si
         yield made
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (390, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (1024, "light"), (390, "dark")])
 def test_judgements_are_chips_and_actions_are_steps(site: Site, width: int, scheme: str) -> None:
     page = site.open(width=width, scheme=scheme, wait=False)
     page.set_default_timeout(LONG)
