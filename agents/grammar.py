@@ -8,10 +8,10 @@
     assistant   ...
                 Action: finish[answer]
 
-This is ReAct's grammar (Yao et al. 2022) as plain text (`rag.protocols.TEXT`), which small models learn better than a
-chat: what a tool returns stands outside the model's turns, and only what it itself says is read for actions. Numbers
-behind the words ("Action 2:") are understood, none are written. Observations are one line long and hold nothing that
-looks like the grammar, so a document can neither act nor teach a model to act by being copied.
+This is ReAct's grammar (Yao et al. 2022) as plain text (`rag.protocols.TEXT`), as the prompts of answers are: what a
+tool returns stands outside the model's turns, and only what it itself says is read for actions. Numbers behind the
+words ("Action 2:") are understood, none are written. Observations are one line long and hold nothing that looks like
+the grammar, so a document can neither act nor teach a model to act by being copied.
 """
 
 from __future__ import annotations
