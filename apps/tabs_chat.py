@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 import uuid
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -19,6 +20,8 @@ from rag.errors import RagtuneError, UsageError
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 EXAMPLES = 3
+TWICE_SECONDS = 1.0
+"""The same question from the same page this soon is a second press of the key, not a second question."""
 
 
 def build(t: Words) -> SimpleNamespace:
@@ -124,6 +127,11 @@ def follow(desk: Desk, c: SimpleNamespace, t: Words, run: Run, user: str) -> Ite
     """A question being answered, at the pace of the page; whoever leaves does not stop it."""
     shown = None
     for view in run.watch():
+        if desk.talks.superseded(run):  # the page shows the newer question; this one stands above it, as it ended
+            if not view.running:
+                earlier = desk.talks.exchanges(run.talk, user)[:-1]
+                yield {c.earlier: render.conversation(earlier, t, votes=desk.talks.votes(run.talk, user))}
+            continue
         update: dict[Any, Any] = {}
         votes = desk.talks.votes(run.talk, user) if not view.running else {}
         update[c.answers] = render.answers(view, t, votes=votes)
@@ -139,11 +147,21 @@ def follow(desk: Desk, c: SimpleNamespace, t: Words, run: Run, user: str) -> Ite
 
 def wire(desk: Desk, page: gr.Blocks, c: SimpleNamespace, bus: gr.HTML, t: Words) -> None:
     """What the tab does."""
+    pressed: dict[tuple[str | None, str], float] = {}
+
+    def twice(page: str | None, question: str) -> bool:
+        now = time.monotonic()
+        for key in [key for key, at in list(pressed.items()) if now - at > TWICE_SECONDS]:
+            pressed.pop(key, None)
+        return pressed.setdefault((page, question), now) is not now
 
     def begin(
         question: str, arm: str, other: str, talk: str, again: bool, request: gr.Request
     ) -> Iterator[dict[Any, Any]]:
         user = desk.user(request)
+        if not again and twice(request.session_hash, question):
+            yield {c.again: gr.skip()}
+            return
         talk = talk if desk.talks.exists(talk, user) else ""
         try:
             run = desk.talks.ask(
@@ -184,9 +202,9 @@ def wire(desk: Desk, page: gr.Blocks, c: SimpleNamespace, bus: gr.HTML, t: Words
         if talk:
             desk.talks.stop(talk, desk.user(request))
 
-    asking: dict[str, Any] = {
+    asking: dict[str, Any] = {  # "multiple": "once" would swallow the next question as long as an answer is followed
         "fn": begin, "inputs": [c.question, c.arm, c.other, c.talk, c.again], "outputs": c.conversation,
-        "concurrency_limit": 32, "concurrency_id": "ask", **QUIET,
+        "concurrency_limit": 32, "concurrency_id": "ask", "trigger_mode": "multiple", **QUIET,
     }  # fmt: skip
     run = [c.ask.click(**asking), c.question.submit(**asking)]
     for button in c.examples:

@@ -79,6 +79,10 @@ class Talks:
         run = self._runs.get(talk)
         return run if run is not None and not run.over and self._users.get(talk) == user else None
 
+    def superseded(self, run: Run) -> bool:
+        """Whether another question has been asked in its conversation since."""
+        return self._runs.get(run.talk, run) is not run
+
     def votes(self, talk: str, user: str = ANYONE) -> Mapping[tuple[str, str], Voted]:
         """What was voted in a conversation, by (exchange id, arm)."""
         if not talk:
@@ -100,7 +104,8 @@ class Talks:
     def ask(
         self, question: str, arms: Sequence[str], *, talk: str = "", user: str = ANYONE, again: bool = False
     ) -> Run:
-        """Begin to answer in a conversation ("" begins one); `again` replaces its last turn.
+        """Begin to answer in a conversation ("" begins one); `again` replaces its last turn. What was being answered
+        there ends.
 
         Raises UsageError before anything is stored. The answer goes on without anybody watching; `stop` ends it.
         """

@@ -205,6 +205,24 @@ def test_stop_in_the_middle_and_go_on(site: Site) -> None:
     assert "Stopped." in page.inner_text("#earlier")
 
 
+def test_the_next_question_ends_the_one_under_way_and_a_double_press_asks_once(site: Site) -> None:
+    page = site.open()
+    site.model.gate.clear()
+    page.fill("#question textarea", "Tell me slowly about the kitchen")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#live-answers [data-status=writing]")
+    page.fill("#question textarea", "When does the kitchen close?")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#earlier .rt-exchange")
+    site.model.gate.set()
+    page.wait_for_selector("#live-answers [data-status=done]")
+    asked = [q.inner_text() for q in page.query_selector_all(".rt-exchange .rt-question")]
+    assert asked == ["Tell me slowly about the kitchen", "When does the kitchen close?"]
+    assert "21:15" in page.inner_text("#live-answers") and "Stopped." in page.inner_text("#earlier")
+    assert page.is_visible("#ask") and not page.is_visible("#stop")
+
+
 def test_switch_the_arm_and_compare_two(site: Site) -> None:
     page = site.open()
     assert "F1 is higher by 0.20" in page.inner_text("#armnote")

@@ -178,3 +178,18 @@ def test_a_locked_file_refuses_a_question_before_it_is_asked(make: Make, tmp_pat
 def test_an_id_that_is_none_is_refused(turn: str) -> None:
     with pytest.raises(UsageError):
         position(turn)
+
+
+def test_the_next_question_of_a_conversation_supersedes_the_one_under_way(make: Make) -> None:
+    generator = Gated("18 crowns [1]")
+    talks = make(generator)
+    first = talks.ask("What does a ticket cost?", ["rag"])
+    next(v for v in first.watch() if v.replies[0].text)
+    assert not talks.superseded(first)
+    second = talks.ask("And for a child?", ["rag"], talk=first.talk)
+    generator.gate.set()
+    assert talks.superseded(first) and not talks.superseded(second)
+    *_, last = second.watch()
+    *_, stopped = first.watch()
+    assert not last.running and stopped.replies[0].status == "stopped"
+    assert [v.question for v in talks.exchanges(first.talk)] == ["What does a ticket cost?", "And for a child?"]
