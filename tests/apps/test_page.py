@@ -219,7 +219,8 @@ def test_the_next_question_ends_the_one_under_way_and_a_double_press_asks_once(s
     page.wait_for_selector("#live-answers [data-status=done]")
     asked = [q.inner_text() for q in page.query_selector_all(".rt-exchange .rt-question")]
     assert asked == ["Tell me slowly about the kitchen", "When does the kitchen close?"]
-    assert "21:15" in page.inner_text("#live-answers") and "Stopped." in page.inner_text("#earlier")
+    page.wait_for_selector("#earlier >> text=Stopped.")
+    assert "21:15" in page.inner_text("#live-answers")
     assert page.is_visible("#ask") and not page.is_visible("#stop")
 
 
