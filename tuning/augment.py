@@ -45,7 +45,9 @@ class AugmentConfig:
 
     keep_partial, keep_none: with which probability a segment keeps a passage that supports it partially, or not at all.
     keep_closed: share kept of the rows without retrieval. contrast: passages that do not help, for each question.
-    depth: how many of the retrieved passages are looked at.
+    depth: how many of the retrieved passages are looked at. abstain_share: at most this share of the rows abstains,
+    drawn evenly from all that do; None keeps all. Where half of the questions have no answer, three rows of four would,
+    and a small model then abstains always.
     """
 
     keep_partial: float = 0.7
@@ -53,9 +55,12 @@ class AugmentConfig:
     keep_closed: float = 0.4
     contrast: int = 1
     depth: int = 10
+    abstain_share: float | None = 0.5
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.abstain_share is not None and not 0 <= self.abstain_share < 1:
+            raise ConfigError(f"abstain_share is {self.abstain_share}: at least 0 and less than 1, or None, is needed.")
         for name in ("keep_partial", "keep_none", "keep_closed"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: it is a probability, between 0 and 1.")
@@ -160,21 +165,31 @@ def augment(
     if len(questions) != len(found):
         raise ConfigError(f"{len(questions)} questions, but retrievals for {len(found)}: one each is needed.")
     maker = _Maker(config, labels or Labels(), chunks)
-    out: list[Augmented] = []
-    kinds: Counter[str] = Counter()
+    out: list[tuple[str, Augmented]] = []
     without = 0
     for n, question in enumerate(questions):
         made = maker.rows(question, found[n], answers[n] if answers else None)
         without += not made
-        for kind, row in made:
-            kinds[kind] += 1
-            out.append(row)
+        out += made
     if not out:
         raise TrainingError(
             f"None of the {len(questions)} questions gives a training row: retrieval found nothing for them. "
             "Check that the questions are about the documents of this index."
         )
-    return out, AugmentReport(len(out), dict(kinds), without, dict(maker.labels.counts))
+    kept = _thinned(out, config)
+    kinds = Counter(kind for kind, _ in kept)
+    return [row for _, row in kept], AugmentReport(len(kept), dict(kinds), without, dict(maker.labels.counts))
+
+
+def _thinned(rows: list[tuple[str, Augmented]], config: AugmentConfig) -> list[tuple[str, Augmented]]:
+    """No more rows that abstain than their share allows, in the same order; all of them where nothing else is."""
+    abstaining = [i for i, (_, row) in enumerate(rows) if row.abstains]
+    others = len(rows) - len(abstaining)
+    if config.abstain_share is None or not others:
+        return rows
+    most = int(others * config.abstain_share / (1 - config.abstain_share))
+    kept = set(random.Random(f"{config.seed}:abstain").sample(abstaining, min(most, len(abstaining))))
+    return [row for i, row in enumerate(rows) if not row[1].abstains or i in kept]
 
 
 class _Maker:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -340,11 +341,29 @@ def test_the_same_arguments_give_the_same_rows_and_the_order_of_sources_is_count
     questions, found = [LONG, NONE], [[ranked(FERRY, BRIDGE)] * 2, [ranked(BRIDGE, FERRY)]]
     one, report = augment(questions, found)
     two, _ = augment(questions, found)
-    assert one == two and report.labels["gold"] > 0 and report.kinds == {"answer": 1, "abstain": 3}
+    assert one == two and report.labels["gold"] > 0 and report.kinds == {"answer": 1, "abstain": 1}
     with pytest.raises(TrainingError, match="None of the 1 questions"):
         augment([LONG], [[[], []]])
     with pytest.raises(ConfigError, match="keep_none is 2"):
         AugmentConfig(keep_none=2)
+
+
+def test_rows_that_abstain_are_no_more_than_their_share() -> None:
+    """Of one answered and one unanswerable question each: 1 row that answers and 1 + 2 that abstain."""
+    questions = [replace(q, id=f"{q.id}{i}") for i in range(12) for q in (LONG, NONE)]
+    found = [[ranked(FERRY, BRIDGE)] * len(queries(q)) for q in questions]
+    kinds = {
+        share: augment(questions, found, config=AugmentConfig(abstain_share=share))[1].kinds
+        for share in (None, 0.5, 0.25, 0.0)
+    }
+    assert kinds[None] == {"answer": 12, "abstain": 36} and kinds[0.5] == {"answer": 12, "abstain": 12}
+    assert kinds[0.25] == {"answer": 12, "abstain": 4} and kinds[0.0] == {"answer": 12}
+    all_of_them, _ = augment(questions, found, config=AugmentConfig(abstain_share=None))
+    some, _ = augment(questions, found)
+    assert [row for row in all_of_them if row in some] == some  # in the same order
+    assert augment([NONE], [[ranked(BRIDGE)]])[1].kinds == {"abstain": 1}  # nothing else is there: all stay
+    with pytest.raises(ConfigError, match=r"abstain_share is 1\.0"):
+        AugmentConfig(abstain_share=1.0)
 
 
 def test_what_the_base_answers_alone_is_kept_from_run_to_run(tmp_path: Path) -> None:
@@ -368,6 +387,6 @@ def test_the_recipe_writes_the_prompt_of_serving_and_the_stream(tmp_path: Path) 
     )  # fmt: skip
     assert rows[0].prompt == tuple(frame(LONG.question, generator))
     assert rows[0].completion == f"{BLOCK}{RELEVANT}420 metres{FULL}{IS_USE[4]}" and rows[0].kind == "answer"
-    assert [row.kind for row in rows[1:]] == ["abstain"] * 3
-    assert (report.rows, report.answer, report.abstain, report.unanswerable) == (4, 1, 3, 1)
+    assert [row.kind for row in rows[1:]] == ["abstain"]
+    assert (report.rows, report.answer, report.abstain, report.unanswerable) == (2, 1, 1, 1)
     assert made_.TRAIN.added_tokens == TOKENS
