@@ -51,6 +51,8 @@ class TrainConfig:
     `dtype`: of the frozen weights, "auto" by the probe; trained weights are always fp32.
     `added_tokens`: tokens that the vocabulary gets where it lacks them; completions may hold them, and what stands
     between `<paragraph>` and `</paragraph>` is then not trained on (see `rag.reflection`).
+    `added_rate`: learning rate of their rows as a multiple of `learning_rate` (methods with adapters): a row begins as
+    the mean of all, which Adam's steps of the size of an adapter's rate leave too slowly.
     `max_minutes`: after a few steps the schedule is shortened to what this time allows.
     """
 
@@ -73,6 +75,7 @@ class TrainConfig:
     seed: int = 0
     save_steps: int = 10
     added_tokens: tuple[str, ...] = ()
+    added_rate: float = 10.0
     packing: bool = False
     max_minutes: float | None = None
 
@@ -85,7 +88,7 @@ class TrainConfig:
         for name in ("r", "lora_alpha", "tokens_per_step", "max_seq_length", "save_steps"):
             if getattr(self, name) < 1:
                 problems.append(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("learning_rate", "num_train_epochs"):
+        for name in ("learning_rate", "num_train_epochs", "added_rate"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 problems.append(f"{name} is {getattr(self, name)}; it must be a number above 0")
         if not 0 < self.upper_layers <= 1:
@@ -221,7 +224,7 @@ def _identity(
 
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items() if k not in _FREE}
     if not config.added_tokens:  # runs from before there were any are the same runs
-        del settings["added_tokens"]
+        del settings["added_tokens"], settings["added_rate"]
     if not config.packing:
         del settings["packing"]
     return {
@@ -351,6 +354,7 @@ def _trainer(
     )  # fmt: skip
     trainer = AnswerTrainer(
         model, args, rows=rows, steps=steps, tokenizer=tokenizer, clip=config.max_grad_norm, schedule=config.factor,
+        added_rate=config.added_rate,
         forward_tokens=config.tokens_per_forward or (512 if device.type == "cpu" else 8192),
         autocast=autocast(config, device), identity=identity, on_step=_reporter(progress),
         max_seconds=None if config.max_minutes is None else 60 * config.max_minutes, packing=config.packing,

@@ -134,8 +134,9 @@ class Run:
 class AnswerTrainer(SFTTrainer):
     """SFTTrainer over steps of `Encoded` rows; see the module's docstring for what differs.
 
-    `schedule(step, horizon)` is the factor on the learning rate; `on_step(run, step, horizon)` is called after each
-    step and may raise KeyboardInterrupt; `identity` is stored in checkpoints.
+    `schedule(step, horizon)` is the factor on the learning rate, `added_rate` one more on that of added tokens' rows;
+    `on_step(run, step, horizon)` is called after each step and may raise KeyboardInterrupt; `identity` is stored in
+    checkpoints.
     """
 
     def __init__(
@@ -149,6 +150,7 @@ class AnswerTrainer(SFTTrainer):
         forward_tokens: int,
         clip: float,
         schedule: Callable[[int, int], float],
+        added_rate: float = 1.0,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         max_seconds: float | None = None,
         packing: bool = False,
@@ -162,6 +164,7 @@ class AnswerTrainer(SFTTrainer):
         self.forward_tokens = forward_tokens
         self.clip = clip
         self.schedule = schedule
+        self.added_rate = added_rate
         self.autocast = autocast
         self.max_seconds = max_seconds
         self.packing = packing
@@ -229,9 +232,12 @@ class AnswerTrainer(SFTTrainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            named = [p for p in self.model.parameters() if p.requires_grad]
+            rate, trained = self.args.learning_rate, self.trained()
+            added = [p for name, p in trained.items() if "trainable_tokens" in name]
+            groups = [{"params": [p for name, p in trained.items() if "trainable_tokens" not in name]}]
+            groups += [{"params": added, "lr": rate * self.added_rate}] if added else []
             self.optimizer: Any = torch.optim.AdamW(
-                named, lr=self.args.learning_rate, weight_decay=self.args.weight_decay, betas=(0.9, 0.999), eps=1e-8
+                groups, lr=rate, weight_decay=self.args.weight_decay, betas=(0.9, 0.999), eps=1e-8
             )
         return self.optimizer
 

@@ -122,6 +122,25 @@ def test_new_rows_begin_as_the_mean_and_nothing_else_of_the_embeddings_is_traine
     assert again.reused
 
 
+def test_the_rows_of_added_tokens_learn_at_a_multiple_of_the_rate(tmp_path: Path) -> None:
+    """One step, warmed up at once: Adam's first step moves each weight that has a gradient by its rate, 1e-2 times 3."""
+    import torch
+    from safetensors.torch import load_file
+
+    said = f"{RETRIEVAL}{OPEN}a b{CLOSE}{RELEVANT}a{FULL}{IS_USE[4]}"
+    rows = [Row("q", "answer", ({"role": "user", "content": "when ?"},), said)]
+    mean = tiny_base()[0].get_input_embeddings().weight.detach().mean(0)
+    for multiple in (1.0, 3.0):
+        config = TrainConfig(added_tokens=TOKENS, learning_rate=1e-2, added_rate=multiple)
+        out = train(rows, base=tiny_base(), out=tmp_path / f"{multiple}", config=config).adapter
+        weights = load_file(out / "adapter_model.safetensors")
+        (row,) = [value for name, value in weights.items() if "lora" not in name]
+        moved = (row - mean).abs().amax(dim=1)
+        torch.testing.assert_close(moved, torch.full_like(moved, 1e-2 * multiple), rtol=0.01, atol=0)
+    with pytest.raises(ConfigError, match="added_rate is 0"):
+        TrainConfig(added_rate=0)
+
+
 def test_a_base_that_has_some_of_the_tokens_keeps_their_rows_and_trains_all(tmp_path: Path) -> None:
     import torch
 
