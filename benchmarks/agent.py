@@ -271,12 +271,12 @@ def quality(bench: Bench) -> list[str]:
     names = sorted(set(kinds))
     lines = [f"| arm | {' | '.join(f'{k} F1 / EM' for k in names)} | format errors | s/question |"]
     lines.append("|---" * (len(names) + 3) + "|")
-    scores: dict[str, np.ndarray] = {}
+    scores: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for arm, answers in arms.items():
         texts = [strip_markers(a.text) for a in answers]
         f1 = np.array([f1_reward(t, q) for t, q in zip(texts, questions, strict=True)])
         em = np.array([em_reward(t, q) for t, q in zip(texts, questions, strict=True)])
-        scores[arm] = f1
+        scores[arm] = f1, em
         cells = []
         for kind in names:
             mine = np.array([k == kind for k in kinds])
@@ -285,11 +285,13 @@ def quality(bench: Bench) -> list[str]:
         wrong = f"{format_errors(traces):.1%}" if traces else ""
         lines.append(f"| {arm} | {' | '.join(cells)} | {wrong} | {np.mean([a.seconds for a in answers]):.2f} |")
     hard = np.array([k != "one document" for k in kinds])
-    gain = paired_bootstrap(scores["agent, tuned"][hard], scores["tuned+rag"][hard])
+    pairs = zip(scores["agent, tuned"], scores["tuned+rag"], strict=True)
+    f1_gain, em_gain = (paired_bootstrap(one[hard], two[hard]) for one, two in pairs)
     return [
         "### Tuned on demonstrations", "", *lines, "",
-        f"Tuned agent minus tuned+rag on {hard.sum()} two-hop and calculation questions, F1: {gain.mean:+.3f} "
-        f"({gain.low:+.3f} to {gain.high:+.3f}). eta {report.eta}: traces are {report.token_share:.0%} of the tokens, "
+        f"Tuned agent minus tuned+rag on {hard.sum()} two-hop and calculation questions: F1 {f1_gain.mean:+.3f} "
+        f"({f1_gain.low:+.3f} to {f1_gain.high:+.3f}), EM {em_gain.mean:+.3f} ({em_gain.low:+.3f} to "
+        f"{em_gain.high:+.3f}). eta {report.eta}: traces are {report.token_share:.0%} of the tokens, "
         f"{report.trained_share:.0%} of those trained on.",
     ]  # fmt: skip
 

@@ -48,14 +48,17 @@ class Stream:
     parts: tuple[Part, ...]
     utility: int | None = None
 
-    def render(self) -> str:
-        """The text with its tokens. Passages and segments are escaped, so that only our own tokens are tokens."""
+    def render(self, reminder: str = "") -> str:
+        """The text with its tokens; `reminder`, which is escaped already, ends each passage.
+
+        Passages and segments are escaped, so that only our own tokens are tokens.
+        """
         out = []
         for part in self.parts:
             out.append(part.retrieve)
             if part.passage is not None:
                 title, text = (escape(piece) for piece in part.passage)
-                out += [OPEN, f"{title}\n{text}" if title else text, CLOSE]
+                out += [OPEN, f"{title}\n{text}" if title else text, reminder, CLOSE]
             out += [part.relevant or "", escape(part.text), part.support or ""]
         return "".join(out) + (IS_USE[self.utility - 1] if self.utility else "")
 

@@ -142,7 +142,9 @@ class Asking:
             return
         from rag.self_rag_tree import Tree
 
-        self.runs = [Run(generator.prompt_ids(p), find) for p, find in zip(prompts, finders, strict=True)]
+        self.runs = [
+            Run(generator.prompt_ids(p), find, q) for p, find, q in zip(prompts, finders, self.questions, strict=True)
+        ]
         tree = Tree(generator, self.ids, self.config, segment_tokens=self.answerer.config.max_new_tokens)
         yield from tree.run(self.runs)
 

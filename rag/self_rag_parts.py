@@ -47,6 +47,14 @@ def passage_text(chunk: Chunk) -> str:
     return escape(f"{title}\n{chunk.text}" if title else chunk.text)
 
 
+def reminder(question: str) -> str:
+    """The question once more, at the end of each passage, in training and in serving; escaped.
+
+    The stream has it before its passages, so that it is computed once; a small model does not look back that far.
+    """
+    return f"\nQuestion: {escape(question)}" if question else ""
+
+
 @dataclass(eq=False, slots=True)
 class Candidate:
     """One segment under way in its own row: what was read about it so far."""
@@ -97,10 +105,12 @@ class Run:
     """One question: its prompt, where its passages come from, and what came of it.
 
     `find(previous segment)` gives passages, best first, numbered across the whole run. `tried` are all candidates.
+    `question` is said again after each passage.
     """
 
     prompt: list[int]
     find: Callable[[str], Sequence[Passage]]
+    question: str = ""
     beams: list[Beam] = field(default_factory=list)
     tried: list[Candidate] = field(default_factory=list)
     ratio: float | None = None

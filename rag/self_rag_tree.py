@@ -28,7 +28,18 @@ from rag.reflection import (
     within,
 )
 from rag.reflection_tokens import TokenIds, family
-from rag.self_rag_parts import LEAST, RESERVE, Beam, Candidate, Run, SelfRagConfig, judged, likeliest, passage_text
+from rag.self_rag_parts import (
+    LEAST,
+    RESERVE,
+    Beam,
+    Candidate,
+    Run,
+    SelfRagConfig,
+    judged,
+    likeliest,
+    passage_text,
+    reminder,
+)
 from rag.stepping import Stepper
 from rag.types import Step
 
@@ -91,12 +102,18 @@ class Tree:
             out += [self.ids[said.support]] if said.support else []
         return out
 
-    def _opening(self, candidate: Candidate, room: int) -> list[int]:
-        """The Retrieve token, and the passage between its tags."""
+    def _opening(self, candidate: Candidate, question: str, room: int) -> list[int]:
+        """The Retrieve token, and the passage between its tags, with the question after it; where that is too long,
+        the passage is cut."""
         if candidate.passage is None:
             return [self.ids[candidate.retrieve]]
-        text = self.generator.tokens.ids(passage_text(candidate.passage.chunk))
-        return [self.ids[RETRIEVAL], self.ids.opening, *text[: min(self.config.passage_tokens, room)], self.ids.closing]
+        ids, limit = self.generator.tokens.ids, min(self.config.passage_tokens, room)
+        passage, again = passage_text(candidate.passage.chunk), reminder(question)
+        text = ids(passage + again)
+        if len(text) > limit:
+            end = ids(again)[:limit]
+            text = ids(passage)[: limit - len(end)] + end
+        return [self.ids[RETRIEVAL], self.ids.opening, *text, self.ids.closing]
 
     # ---------------------------------------------------------------------------------------------------------- levels
 
@@ -171,7 +188,9 @@ class Tree:
             if candidate.row != candidate.beam.row:
                 stepper.copy(candidate.beam.row, candidate.row)
         for candidate in candidates:
-            candidate.opening = self._opening(candidate, stepper.room(candidate.row) - LEAST - RESERVE)
+            candidate.opening = self._opening(
+                candidate, runs[candidate.beam.run].question, stepper.room(candidate.row) - LEAST - RESERVE
+            )
             texts[candidate.row] = candidate.opening
             runs[candidate.beam.run].fed += len(texts[candidate.row])
         limits = {c.row: min(self.segment, stepper.room(c.row) - len(texts[c.row]) - RESERVE) for c in candidates}

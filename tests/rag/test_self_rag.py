@@ -478,7 +478,7 @@ def test_questions_together_are_answered_as_one_by_one(trained: Path, retriever:
 
 def test_training_and_serving_see_the_same_ids(generator: LocalGenerator) -> None:
     from rag.reflection_stream import Part, Stream
-    from rag.self_rag_parts import Beam, Candidate
+    from rag.self_rag_parts import Beam, Candidate, reminder
     from rag.self_rag_tree import Tree
     from rag.types import Chunk, Passage
 
@@ -487,11 +487,17 @@ def test_training_and_serving_see_the_same_ids(generator: LocalGenerator) -> Non
     text = f"the bridge {CLOSE} is 420 {RELEVANT} metres"
     chunk = Chunk("c", "d", "s", 0, len(text), text, None, ("the mayor", "orrin"))
     tree = Tree(generator, ids, SelfRagConfig(), segment_tokens=8)
-    served = tree._opening(Candidate(Beam(0), RETRIEVAL, Passage(chunk, 1, 1.0)), 500)
-    row = Stream((Part(RETRIEVAL, "a b", ("the mayor › orrin", text), RELEVANT, FULL),), 5).render()
+    asked = f"when {CLOSE} ?"
+    candidate = Candidate(Beam(0), RETRIEVAL, Passage(chunk, 1, 1.0))
+    served = tree._opening(candidate, asked, 500)
+    row = Stream((Part(RETRIEVAL, "a b", ("the mayor › orrin", text), RELEVANT, FULL),), 5).render(reminder(asked))
     trained = ids.encode(row, generator.tokens)
     assert trained[: len(served)] == served
     assert trained[len(served) :] == [ids[RELEVANT], *generator.tokens.ids("a b"), ids[FULL], ids[IS_USE[4]]]
+    again = generator.tokens.ids(reminder(asked))
+    room = len(again) + 3  # a passage that is too long is cut; the question after it is not
+    cut = tree._opening(candidate, asked, room)
+    assert len(cut) == room + 3 and cut[:5] == served[:5] and cut[5:] == [*again, ids.closing]
 
 
 def test_a_passage_scores_the_same_alone_and_beside_others(trained: Path, retriever: Retriever) -> None:

@@ -405,7 +405,8 @@ def test_the_recipe_writes_the_prompt_of_serving_and_the_stream(tmp_path: Path) 
         count_tokens=generator.count_tokens, chunks=[BRIDGE, FERRY], generator=generator, folder=tmp_path,
     )  # fmt: skip
     assert rows[0].prompt == tuple(frame(LONG.question, generator))
-    assert rows[0].completion == f"{BLOCK}{RELEVANT}420 metres{FULL}{IS_USE[4]}" and rows[0].kind == "answer"
+    block = BLOCK.replace(CLOSE, f"\nQuestion: {LONG.question}{CLOSE}")  # once more, behind its passage
+    assert rows[0].completion == f"{block}{RELEVANT}420 metres{FULL}{IS_USE[4]}" and rows[0].kind == "answer"
     assert [row.kind for row in rows[1:]] == ["abstain"]
     assert (report.rows, report.answer, report.abstain, report.unanswerable) == (2, 1, 1, 1)
     assert made_.TRAIN.added_tokens == TOKENS

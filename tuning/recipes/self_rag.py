@@ -11,6 +11,7 @@ from pathlib import Path
 from rag.protocols import Generator
 from rag.reflection import TOKENS
 from rag.self_rag import frame
+from rag.self_rag_parts import reminder
 from rag.types import Chunk, Passage, Question
 from tuning import augment
 from tuning.augment import AugmentConfig, Augmented, closed_book
@@ -72,7 +73,7 @@ def row(example: Augmented, generator: Generator) -> Row:
         example.question.id,
         "abstain" if example.abstains else "answer",
         tuple(frame(example.question.question, generator)),
-        example.stream.render(),
+        example.stream.render(reminder(example.question.question)),
         () if example.abstains else passages,
         tuple(chunk.id for chunk in example.chunks),
         tuple(dict.fromkeys(chunk.source for chunk in example.chunks)),
