@@ -1,6 +1,7 @@
 """The agent: speed of its loop and of collecting, and what tuning on traces does, on the sample handbook.
 
-    python -m benchmarks.agent                        speed, collect, quality
+    python -m benchmarks.agent                        quality
+    python -m benchmarks.agent_speed                  speed, collect
     python -m benchmarks.agent --parts curve          the share of traces: eta 0, 0.2, 0.5, 1
     python -m benchmarks.agent --parts hotpot         HotpotQA-100 (RAGTUNE_SHARED), untouched and tuned
 
@@ -204,7 +205,9 @@ def _replay(bench: Bench, steps: Sequence[tuple[list[dict[str, str]], str]], way
         _say(talker, Ask(messages, "Thought:", generator.count_tokens(thought) - 2))
         if way == "whole":
             talker.stepper.tokens.clear()
-        talker.complete({0: Ask(messages, head, 8, options=(" search[", " calculate[", " lookup[", " finish["))})
+        talker.complete(
+            {0: Ask(messages, head, 8, options=(" ask[", " search[", " calculate[", " lookup[", " finish["))}
+        )
         if way == "whole":
             talker.stepper.tokens.clear()
         _say(talker, Ask(messages, f"{head} {tool}[", generator.count_tokens(argument)))
@@ -367,9 +370,9 @@ def hotpot(bench: Bench) -> list[str]:
     return ["### HotpotQA-100", "", *lines]
 
 
-def main() -> int:
+def main(default: str = "quality", title: str = "Agent") -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--parts", default="speed,collect,quality", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--parts", default=default, help=f"of {', '.join(PARTS)}")
     parser.add_argument("--minutes", type=float, default=6.0, help="of each training")
     parser.add_argument("--composed", type=int, default=220, help="training questions made of others")
     parser.add_argument("--held-out", type=int, default=100, help="test questions made of others")
@@ -388,7 +391,7 @@ def main() -> int:
     work.mkdir(parents=True, exist_ok=True)
     bench = Bench(work, given)
     sections = {"speed": speed, "collect": collecting, "quality": quality, "curve": curve, "hotpot": hotpot}
-    out = ["## Agent", ""]
+    out = [f"## {title}", ""]
     for part in parts:
         out += [*sections[part](bench), ""]
     print("<!-- results -->\n" + "\n".join(out) + "\n<!-- /results -->")
