@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,8 +38,17 @@ class Checkpoint:
         return load_file(str(self.folder / "tensors.safetensors"))
 
 
-def save(run: Path, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Checkpoint:
-    """Write `run/checkpoint-<step>` and remove all but the newest two."""
+def save(
+    run: Path,
+    step: int,
+    tensors: Mapping[str, torch.Tensor],
+    state: Mapping[str, Any],
+    also: Callable[[Path], None] = lambda _: None,
+) -> Checkpoint:
+    """Write `run/checkpoint-<step>` and remove all but the newest two.
+
+    `also(folder)` writes what else belongs to it, before it gets its name.
+    """
     from safetensors.torch import save_file
 
     run.mkdir(parents=True, exist_ok=True)
@@ -50,6 +59,7 @@ def save(run: Path, step: int, tensors: Mapping[str, torch.Tensor], state: Mappi
     save_file({k: v.detach().contiguous() for k, v in tensors.items()}, str(aside / "tensors.safetensors"))
     full = {**state, "step": step, "tensors_sha256": file_digest(aside / "tensors.safetensors")}
     (aside / "state.json").write_text(json.dumps(full, indent=1), encoding="utf-8")
+    also(aside)
     for path in (*aside.iterdir(), aside):
         fsync(path)
     if final.exists():

@@ -266,8 +266,11 @@ class AnswerTrainer(SFTTrainer):
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
         state = {"identity": self.identity, "run": self.run.to_state()}
-        saved = checkpoint.save(Path(self.args.output_dir), self.state.global_step, tensors, state)
-        self.state.save_to_json(str(saved.folder / "trainer_state.json"))
+
+        def also(folder: Path) -> None:
+            self.state.save_to_json(str(folder / "trainer_state.json"))
+
+        checkpoint.save(Path(self.args.output_dir), self.state.global_step, tensors, state, also)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self._resumed = _open(resume_from_checkpoint)

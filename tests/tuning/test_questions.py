@@ -273,4 +273,4 @@ def test_the_starter_makes_questions_of_real_documents(shared_data: Path, tmp_pa
     sync(tmp_path / "index", [corpus], encoder)
     retriever = Retriever(Index.open(tmp_path / "index", encoder))
     report = make_questions(retriever, load_generator("starter"), out=tmp_path / "q.jsonl", n=10)
-    assert report.kept == 9 and report.filters["returned"] > 0.15
+    assert 8 <= report.kept <= 10 and report.filters["returned"] > 0.15

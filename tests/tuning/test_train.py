@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -394,6 +396,32 @@ def test_config_names_every_bad_field_at_once() -> None:
 def test_schedule_by_hand(kind: str, values: list[float]) -> None:
     config = TrainConfig(lr_scheduler_type=kind, warmup_ratio=0.2)
     assert [config.factor(s, 6) for s in (0, 1, 3, 4, 5)] == pytest.approx(values)
+
+
+def test_a_checkpoint_is_whole_when_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named, rename = [], os.replace
+
+    def renamed(one: Path, two: Path) -> None:
+        if "checkpoint-" in Path(two).name:
+            named.append(sorted(path.name for path in Path(one).iterdir()))
+        rename(one, two)
+
+    monkeypatch.setattr(os, "replace", renamed)
+    train(tiny_rows(), base=tiny_base(), out=tmp_path / "a", config=replace(CONFIG, save_steps=1))
+    assert len(named) >= 2
+    assert all(files == ["state.json", "tensors.safetensors", "trainer_state.json"] for files in named)
+
+
+def test_a_checkpoint_that_fails_leaves_the_one_before(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, 3, {"x": torch.ones(2)}, {})
+
+    def full(_: Path) -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.save(tmp_path, 4, {"x": torch.zeros(2)}, {}, full)
+    found, passed = checkpoint.latest(tmp_path)
+    assert found is not None and found.step == 3 and len(passed) == 1
 
 
 def test_checkpoint_state_is_json(tmp_path: Path) -> None:
