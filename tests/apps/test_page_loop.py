@@ -82,7 +82,7 @@ def test_the_whole_loop(site: Site, root: Path) -> None:
     page.reload()  # the job is found again
     tab(page, "Tune")
     settled(page, "#tune-job")
-    page.wait_for_selector("#tune-result .rt-table, #tune-result >> text=Not measured")
+    page.wait_for_selector("#tune-result .rt-table, #tune-result:has-text('Not measured')")
     shot(page, "loop-tune-full")
     tab(page, "Chat")
     tab(page, "Tune")
