@@ -139,7 +139,8 @@ class Console:
         share = f" {done}/{total} ({100 * done // total} %)" if total > 0 else f" {done}" if done else ""
         left = ""
         (since, first), (until, last) = self._marks[0], self._marks[-1]
-        if first < last < total and elapsed >= 1.0:
+        enough = elapsed >= 20.0 or 30 * (last - first) >= total  # the first of a batch comes late, the next at once
+        if first < last < total and elapsed >= 1.0 and enough:
             left = f", about {duration((until - since) * (total - last) / (last - first))} left"
         return f"{stage}{share}, {duration(elapsed)}{left}" + (f": {detail}" if detail else "")
 

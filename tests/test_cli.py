@@ -211,6 +211,22 @@ def test_log_progress_is_a_line_every_few_seconds_with_the_time_left() -> None:
     assert "left: a.md" in lines[0] and lines[-1].startswith("embedding 100/100 (100 %), ")
 
 
+def test_the_time_left_is_told_when_there_is_something_to_tell_it_from() -> None:
+    """The first answers of a batch come after all of it was read; from them alone the end would seem far."""
+    clock, err = Clock(), io.StringIO()
+    console = Console(err=err, clock=clock)
+    console.progress("answering", 0, 120)
+    for clock.now, done in ((8.0, 1), (14.0, 33)):
+        console.progress("answering", done, 120)
+    assert err.getvalue().splitlines()[-2:] == [
+        "answering 1/120 (0 %), 8.0 s", "answering 33/120 (27 %), 14 s, about 37 s left",
+    ]  # fmt: skip
+    console.progress("training", 0, 1000)
+    clock.now += 25.0
+    console.progress("training", 1, 1000)  # slow work tells, too
+    assert err.getvalue().splitlines()[-1] == "training 1/1000 (0 %), 25 s, about 6 h 56 min left"
+
+
 def test_the_time_left_follows_the_recent_pace() -> None:
     """A resumed job begins far ahead; one that slows down is not as near its end as its first minutes say."""
     clock, err = Clock(), io.StringIO()
