@@ -145,21 +145,29 @@ def follow(desk: Desk, c: SimpleNamespace, t: Words, run: Run, user: str) -> Ite
         yield update
 
 
+class _Presses:
+    """Which page sent which question within the last second."""
+
+    def __init__(self) -> None:
+        self._at: dict[tuple[str | None, str], float] = {}
+
+    def twice(self, page: str | None, question: str) -> bool:
+        """Whether this page has just sent the same question; remembers that it has."""
+        now = time.monotonic()
+        for key in [key for key, at in list(self._at.items()) if now - at > TWICE_SECONDS]:
+            self._at.pop(key, None)
+        return self._at.setdefault((page, question), now) is not now
+
+
 def wire(desk: Desk, page: gr.Blocks, c: SimpleNamespace, bus: gr.HTML, t: Words) -> None:
     """What the tab does."""
-    pressed: dict[tuple[str | None, str], float] = {}
-
-    def twice(page: str | None, question: str) -> bool:
-        now = time.monotonic()
-        for key in [key for key, at in list(pressed.items()) if now - at > TWICE_SECONDS]:
-            pressed.pop(key, None)
-        return pressed.setdefault((page, question), now) is not now
+    presses = _Presses()
 
     def begin(
         question: str, arm: str, other: str, talk: str, again: bool, request: gr.Request
     ) -> Iterator[dict[Any, Any]]:
         user = desk.user(request)
-        if not again and twice(request.session_hash, question):
+        if not again and presses.twice(request.session_hash, question):
             yield {c.again: gr.skip()}
             return
         talk = talk if desk.talks.exists(talk, user) else ""
