@@ -127,7 +127,7 @@ def follow(desk: Desk, c: SimpleNamespace, t: Words, run: Run, user: str) -> Ite
     """A question being answered, at the pace of the page; whoever leaves does not stop it."""
     shown = None
     for view in run.watch():
-        if desk.talks.superseded(run):  # the page shows the newer question; this one stands above it, as it ended
+        if run.superseded:  # the page shows the newer question; this one stands above it, as it ended
             if not view.running:
                 earlier = desk.talks.exchanges(run.talk, user)[:-1]
                 yield {c.earlier: render.conversation(earlier, t, votes=desk.talks.votes(run.talk, user))}

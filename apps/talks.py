@@ -27,13 +27,15 @@ SAVE_SECONDS = 1.0
 
 
 class Run(Watched[Exchange]):
-    """One question being answered. `error` is why its end could not be saved, or ""."""
+    """One question being answered. `error` is why its end could not be saved, or ""; `superseded`: its conversation has
+    gone on to another question."""
 
     def __init__(self, talk: str, position: int, first: Exchange) -> None:
         super().__init__(first)
         self.talk = talk
         self.position = position
         self.error = ""
+        self.superseded = False
 
 
 class Talks:
@@ -79,10 +81,6 @@ class Talks:
         run = self._runs.get(talk)
         return run if run is not None and not run.over and self._users.get(talk) == user else None
 
-    def superseded(self, run: Run) -> bool:
-        """Whether another question has been asked in its conversation since."""
-        return self._runs.get(run.talk, run) is not run
-
     def votes(self, talk: str, user: str = ANYONE) -> Mapping[tuple[str, str], Voted]:
         """What was voted in a conversation, by (exchange id, arm)."""
         if not talk:
@@ -127,6 +125,8 @@ class Talks:
             raise
         run = Run(talk, len(past), first)
         with self._lock:
+            if (before := self._runs.get(talk)) is not None:
+                before.superseded = True
             self._runs[talk], self._users[talk] = run, user
         threading.Thread(target=self._work, args=(run, views, user), name="ragtune-talk", daemon=True).start()
         return run

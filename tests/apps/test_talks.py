@@ -185,11 +185,12 @@ def test_the_next_question_of_a_conversation_supersedes_the_one_under_way(make: 
     talks = make(generator)
     first = talks.ask("What does a ticket cost?", ["rag"])
     next(v for v in first.watch() if v.replies[0].text)
-    assert not talks.superseded(first)
+    assert not first.superseded
     second = talks.ask("And for a child?", ["rag"], talk=first.talk)
     generator.gate.set()
-    assert talks.superseded(first) and not talks.superseded(second)
+    assert first.superseded and not second.superseded
     *_, last = second.watch()
     *_, stopped = first.watch()
     assert not last.running and stopped.replies[0].status == "stopped"
+    assert first.superseded  # also when the newer one has ended first
     assert [v.question for v in talks.exchanges(first.talk)] == ["What does a ticket cost?", "And for a child?"]
