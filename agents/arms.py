@@ -1,8 +1,9 @@
 """Runs the arms on the same held-out questions, from one set of frozen retrievals, and writes down what was decided.
 
 A run folder holds `retrievals/` (frozen), `rows-<arm>.jsonl` (answers and scores of each question), `latency.json`,
-`decision.json` and `report.html`. What is finished is found again by a hash of all that went into it, so that a run
-that was stopped goes on where it was. Trained arms come from a callback: this package never imports the trainers.
+`halves/` (where a tuned query encoder asks), `decision.json` and `report.html`. What is finished is found again by a
+hash of all that went into it, so that a run that was stopped goes on where it was. Trained arms come from a callback:
+this package never imports the trainers.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from agents.checks import Forgetting, GeneralSuite, leakage
+from agents.halves import measure_halves
 from agents.measure import Report, Settings, arm_costs, measure, time_arms
 from agents.record import write_decision
 from agents.rule import DecideConfig, Decision, decide
@@ -75,7 +77,8 @@ def run(
     with a warning when there is no `train`. `more` are arms of `rag.types.MODE_ARMS` to be measured beside the four,
     `modes` those of them that the answerer does not know by itself (the agent). `index_seconds` is what indexing took;
     without it the pace at which the index was made counts, or, where that is unknown, that of embedding a few chunks.
-    `timed` questions are answered one at a time by every arm in turn, for latency and cost.
+    `timed` questions are answered one at a time by every arm in turn, for latency and cost. Where the index is asked
+    through a tuned query encoder, each half's gain is measured, too (`agents.halves`).
 
     Raises QuestionsError when a test question stands in the training file (unless `allow_leaks`) or has no answer.
     """
@@ -104,6 +107,7 @@ def run(
     runs = {arm: list(measure(setup, arm)) for arm in _arms(setup)}
     latency = time_arms(setup, list(runs), timed)
     costs, missing = arm_costs(setup, runs, latency, index_seconds)
+    halves = measure_halves(setup, runs, depth=max(DEPTH, answer.k), reranker=reranker)
     forgetting = _forgetting(setup)
     report("decide", 0, 1, "")
     decision = decide(runs, costs, config)
@@ -115,6 +119,7 @@ def run(
         runs=runs,
         costs=costs,
         forgetting=forgetting,
+        halves=halves,
         retrieved=evaluate_retrieval(frozen, questions, resamples=config.resamples, seed=config.seed),
         seconds=time.perf_counter() - begin,
     )

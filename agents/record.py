@@ -24,6 +24,7 @@ from rag.types import ALL_ARMS, to_dict
 
 if TYPE_CHECKING:
     from agents.arms import Settings
+    from agents.halves import Halves
     from agents.rule import Decision
 
 FORMAT = 1
@@ -94,6 +95,7 @@ def write_decision(
     forgetting: Sequence[Forgetting],
     retrieved: Evaluation,
     seconds: float,
+    halves: Halves | None = None,
 ) -> None:
     """Writes decision.json and report.html, each in one move."""
     from agents.report import write_report
@@ -123,6 +125,7 @@ def write_decision(
         **whole,
         "kinds": _by_kind(merged, config.primary, resamples=config.resamples, alpha=config.alpha, seed=config.seed),
         "forgetting": [to_dict(f) for f in forgetting],
+        "halves": to_dict(halves) if halves else None,
         "retrieved": retrieved.to_dict(),
         "config": asdict(config),
         "retrieval_config": asdict(setup.retriever.config),

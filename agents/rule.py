@@ -137,7 +137,7 @@ def decide(
     too. Raises UsageError when the arms did not answer the same questions in the same order, or none.
     """
     runs = {arm: [e] if isinstance(e, Evaluation) else list(e) for arm, e in items_by_arm.items()}
-    keep, clusters = _common(runs, config)
+    keep, clusters = common(runs, config)
     scores = {arm: np.stack([e.scores(config.primary)[keep] for e in seeds]) for arm, seeds in runs.items()}
     interval = partial(contrast, clusters=clusters, resamples=config.resamples, alpha=config.alpha, seed=config.seed)
     results = {arm: _result(arm, runs[arm], scores[arm], costs[arm], config, interval) for arm in runs}
@@ -209,8 +209,11 @@ def _not_worse(pairs: Pairs, a: str, b: str, config: DecideConfig) -> bool:
     return pairs(a, b).difference.low > -config.margin
 
 
-def _common(runs: Mapping[str, list[Evaluation]], config: DecideConfig) -> tuple[list[int], list[str]]:
-    """Positions of the questions to decide on, and their documents."""
+def common(runs: Mapping[str, list[Evaluation]], config: DecideConfig) -> tuple[list[int], list[str]]:
+    """Positions of the questions to decide on, and their documents.
+
+    Raises UsageError when the arms did not answer the same questions in the same order, or none that counts.
+    """
     if not runs or not all(runs.values()):
         raise UsageError("There is nothing to decide: every arm needs at least one evaluation.")
     first = next(iter(runs.values()))[0]

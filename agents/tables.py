@@ -126,6 +126,30 @@ def pairs_table(data: Mapping[str, Any], metric: str) -> str:
     )
 
 
+def halves_table(data: Mapping[str, Any], metric: str) -> str:
+    """The two-by-two of retriever and generator, where a tuned query side was measured."""
+    halves = data.get("halves")
+    if not halves:
+        return ""
+    cells, i = halves["cells"], interval(halves["interaction"])
+    heads = [("", ""), ("Retriever untouched", "n"), ("Retriever tuned", "n")]
+    rows = [
+        ("", ["Generator untouched", *(f"{cells[name]:.3f}" for name in ("neither", "retriever"))]),
+        ("", ["Generator tuned", *(f"{cells[name]:.3f}" for name in ("generator", "both"))]),
+    ]
+    gains = [
+        f"<li>{what}: {signed(d.mean)} ({signed(d.low)} to {signed(d.high)})</li>"
+        for name, what in (("retriever", "the retriever alone"), ("generator", "the generator alone"), ("both", "both"))
+        for d in [interval(halves[name])]
+    ]
+    return (
+        f'<h2>Which half earns the gain</h2><p class="aside">{text(metric)} of {text(halves["arm"])} on the same '
+        f"questions, with and without the tuned query encoder and the adapter.</p>{_table('Halves', heads, rows)}"
+        f'<ul>{"".join(gains)}</ul><p class="aside">Both minus the two alone: {signed(i.mean)} ({signed(i.low)} to '
+        f"{signed(i.high)}).</p>"
+    )
+
+
 def costs_table(data: Mapping[str, Any]) -> str:
     """What each arm costs, when which one becomes the cheaper, and the choice for other numbers of questions."""
     priced = any(arm["price"] is not None for arm in data["arms"])

@@ -189,6 +189,11 @@ def _dry_run(trainer: _Trainer, asked: Sequence[Question], recipes: Sequence[str
     return 0
 
 
+def _gain(halves: Mapping[str, Any], name: str) -> str:
+    value = halves[name]
+    return f"{name} {value['mean']:+.3f} ({value['low']:+.3f} to {value['high']:+.3f})"
+
+
 def show_decision(data: Mapping[str, Any]) -> str:
     """The table of arms, what was chosen and why, and what to doubt."""
     metric = str(data.get("config", {}).get("primary", "f1"))
@@ -207,6 +212,9 @@ def show_decision(data: Mapping[str, Any]) -> str:
             )
         )
     lines = [table(rows), "", f"chosen: {data['chosen'] or 'none'}. {data['reason']}"]
+    if halves := data.get("halves"):
+        told = [_gain(halves, name) for name in ("retriever", "generator", "both", "interaction")]
+        lines += ["", f"{halves['arm']} by halves, over neither: {'; '.join(told)}"]
     lines += [f"warning: {sentence}" for sentence in data.get("warnings", ())]
     if "report" in data:
         lines += ["", f"report: {data['report']}", "`ragtune ask` and `ragtune chat` serve this choice from now on."]

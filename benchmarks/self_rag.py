@@ -4,13 +4,15 @@ Each data set becomes a folder of documents with training and test questions abo
 see the same passages and answers; one has the reflection tokens around them. Measured: F1, citation precision and
 recall, abstention on unanswerable questions, sequences per answer; ablations of the score at each training size; the
 threshold δ from 0 to 1; and the same judgements prompted, on the untouched model. Retrievals are frozen, so that every
-arm sees the same passages. A δ between the ends takes each question's answer from the run that always retrieves where
-r > δ, else from the run that never does: at depth 1 these are the answers that it would give.
+arm sees the same passages. At depth 1 the score only chooses among segments that are decoded anyway, so the ablations
+choose among the same candidates; and a δ between the ends takes each question's answer from the run that always
+retrieves where r > δ, else from the run that never does.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import sys
 import tempfile
@@ -94,18 +96,41 @@ class Task:
         made = train(rows, out=self.folder / name, config=replace(config, max_minutes=self.minutes), progress=show)
         return str(made.adapter), made.seconds / 60
 
-    def answers(self, arm: str, adapter: str | None, *, k: int = 2, **settings: Any) -> list[Any]:
-        """Answers of one arm to the test questions; `settings` are those of self-rag."""
+    def answerer(self, arm: str, adapter: str | None, k: int, config: Any = None) -> Any:
         from rag.answer import AnswerConfig, Answerer
         from rag.self_rag import SelfRag
+
+        modes = {arm: SelfRag(config)} if config else {}
+        adapters = {arm: adapter} if adapter else {}
+        return Answerer(self.generator, self.retriever, AnswerConfig(k=k), adapters=adapters, modes=modes)
+
+    def answers(self, arm: str, adapter: str | None, *, k: int, **settings: Any) -> list[Any]:
+        """Answers of one arm to the test questions; `settings` are those of self-rag."""
         from rag.self_rag_parts import SelfRagConfig
 
-        modes = {"self-rag": SelfRag(SelfRagConfig(k=k, **settings))} if arm == "self-rag" else {}
-        adapters = {arm: adapter} if adapter else {}
-        answerer = Answerer(self.generator, self.retriever, AnswerConfig(k=k), adapters=adapters, modes=modes)
+        answerer = self.answerer(arm, adapter, k, SelfRagConfig(k=k, **settings) if settings else None)
         begin = time.perf_counter()
         made = answerer.answer_many([q.question for q in self.test], arm=arm, retrievals=self.found)
         say(f"{self.name}: {arm} {settings} {(time.perf_counter() - begin) / len(made):.2f} s per answer")
+        return list(made)
+
+    def candidates(self, adapter: str) -> list[tuple[Any, float]]:
+        """What self-rag decoded for each group of questions, five passages side by side, and its seconds per answer."""
+        from rag.self_rag import Asking, together
+        from rag.self_rag_parts import SelfRagConfig
+
+        config = SelfRagConfig(k=5, delta=0.0, depth=1)
+        answerer = self.answerer("self-rag", adapter, 5, config)
+        size = together(answerer, config, "self-rag")
+        made = []
+        for at in range(0, len(self.test), size):
+            begin = time.perf_counter()
+            asked = [q.question for q in self.test[at : at + size]]
+            asking = Asking(answerer, asked, config, arm="self-rag", frozen=self.found[at : at + size])
+            for _ in asking.run():
+                pass
+            made.append((asking, (time.perf_counter() - begin) / len(asked)))
+        say(f"{self.name}: self-rag {sum(s for _, s in made) / len(made):.2f} s per answer")
         return made
 
     def measured(self, answers: Sequence[Any]) -> Any:
@@ -156,30 +181,39 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no p of the segment": {"weights": (1.0, 1.0, 0.5, 0.0)},
     "hard constraints": {"hard": True},
     "top 1 only": {"k": 1},
-    "no retrieval": {"delta": 1.0},
 }
 
 
-def settings_of(ablation: dict[str, Any]) -> dict[str, Any]:
-    from rag.reflection import Weights
+def chosen(
+    candidates: Sequence[tuple[Any, float]], *, weights: Sequence[float] | None = None, hard: bool = False, k: int = 5
+) -> list[Any]:
+    """Self-rag's answers when the score chooses among the first `k` candidates of each question."""
+    from rag.reflection import Weights, select
+    from rag.self_rag_parts import Beam
 
-    made = {"k": 5, "delta": 0.0, "depth": 1, **ablation}
-    if "weights" in made:
-        made["weights"] = Weights(*made["weights"])
-    return made
+    rule, answers = Weights(*weights) if weights else Weights(), []
+    for asking, seconds in candidates:
+        again = copy.copy(asking)
+        again.runs = []
+        for n, run in enumerate(asking.runs):
+            tried = run.tried[:k]
+            for candidate in tried:
+                candidate.own = candidate.judgement(True).score(rule)
+            kept, _ = select([(c, c.own, c.support) for c in tried], 1, hard=hard)
+            again.runs.append(replace(run, tried=tried, beams=[Beam(n, (c,), c.own) for c in kept]))
+        answers += [replace(answer, seconds=seconds) for answer in again.answers()]
+    return answers
 
 
-def sweep(task: Task, adapter: str) -> list[str]:
+def sweep(task: Task, always: Sequence[Any], never: Sequence[Any]) -> list[str]:
     """The retrieval rate and F1 at each δ."""
-    always = task.answers("self-rag", adapter, k=5, depth=1, delta=1e-12)
-    never = task.answers("self-rag", adapter, k=5, depth=1, delta=1.0)
     out = ["", "| δ | retrieval rate | F1 | abstention F1 | sequences |", "|---|---|---|---|---|"]
     rates: list[float] = []
     for delta in DELTAS:
-        chosen = [a if delta <= 0 or a.details["r"] > delta else n for a, n in zip(always, never, strict=True)]
-        rate = sum(a.details["retrieved"] for a in chosen) / len(chosen)
-        found = task.measured(chosen).summary
-        each = sum(a.details["sequences"] for a in chosen) / len(chosen)
+        taken = [a if delta <= 0 or a.details["r"] > delta else n for a, n in zip(always, never, strict=True)]
+        rate = sum(a.details["retrieved"] for a in taken) / len(taken)
+        found = task.measured(taken).summary
+        each = sum(a.details["sequences"] for a in taken) / len(taken)
         abstained = found["abstention_f1"].mean if "abstention_f1" in found else float("nan")
         out.append(f"| {delta:g} | {rate:.3f} | {found['f1'].mean:.3f} | {abstained:.3f} | {each:.2f} |")
         rates.append(rate)
@@ -198,29 +232,31 @@ def report(task: Task, sizes: Sequence[int], *, prompted: bool) -> list[str]:
         said = task.answers("self-rag", None, k=5, delta=0.0)
         table.append(line("self-rag, prompted, untouched", task.measured(said), said))
     notes: list[str] = []
-    adapter = ""
+    swept: list[str] = []
     for size in sizes:
         tokens, plain = task.rows(size)
         adapter, minutes = task.adapter(f"self-rag-{size}", tokens, self_rag.TRAIN)
         config = replace(self_rag.TRAIN, added_tokens=())
         other, other_minutes = task.adapter(f"plain-{size}", plain, config)
-        mine = task.answers("self-rag", adapter, k=5, delta=0.0, depth=1)
         theirs = {k: task.answers("rag", other, k=k) for k in (1, 2)}
         scores = {k: task.measured(answers) for k, answers in theirs.items()}
         best = max(scores, key=lambda k: float(scores[k].summary["f1"].mean))
+        decoded = task.candidates(adapter)
+        mine, never = chosen(decoded), task.answers("self-rag", adapter, k=5, depth=1, delta=1.0)
         measured = task.measured(mine)
         table.append(line(f"self-rag, {size} questions, {minutes:.1f} min", measured, mine))
         table += [
             line(f"rag, same rows without tokens, {other_minutes:.1f} min, k = {k}", scores[k], theirs[k])
             for k in theirs
         ]
-        for name, ablation in ABLATIONS.items():
-            answers = task.answers("self-rag", adapter, **settings_of(ablation))
+        ablations = {name: chosen(decoded, **ablation) for name, ablation in ABLATIONS.items()}
+        for name, answers in {**ablations, "no retrieval": never}.items():
             table.append(line(f"  {size}: {name}", task.measured(answers), answers))
         names = ("f1", "citation_precision", "citation_recall", "right to abstain or not")
         told = "; ".join(f"{m.replace('_', ' ')} {difference(m, measured, scores[best])}" for m in names)
         notes.append(f"- {size} questions, self-rag minus the adapter without tokens (k = {best}): {told}")
-    return [*out, *table, "", *notes, *sweep(task, adapter), ""]
+        swept = sweep(task, mine, never)
+    return [*out, *table, "", *notes, *swept, ""]
 
 
 def main() -> int:
