@@ -50,11 +50,22 @@ class Settings:
         return [question.question for question in self.questions]
 
 
-def make_answerer(setup: Settings, arm: str, seed: int = 0) -> Answerer:
-    """The answerer of one arm and seed. The oracle reads with the best reader's weights: those of tuned+rag, if any."""
+def weights(setup: Settings, arm: str, seed: int = 0) -> dict[str, str]:
+    """The adapters that an arm answers with, by arm.
+
+    The oracle reads with the best reader's weights: those of tuned+rag, if any; an agent asks that reader, too.
+    """
     folders = setup.adapters.get("tuned+rag" if arm == "oracle" else arm, ())
     own = {arm: folders[seed]} if folders else {}
-    return Answerer(setup.generator, setup.retriever, setup.answer, adapters=own, modes=setup.modes)
+    reader = setup.adapters.get("tuned+rag", ())
+    return {**own, "tuned+rag": reader[0]} if arm == "agent" and reader else own
+
+
+def make_answerer(setup: Settings, arm: str, seed: int = 0) -> Answerer:
+    """The answerer of one arm and seed."""
+    return Answerer(
+        setup.generator, setup.retriever, setup.answer, adapters=weights(setup, arm, seed), modes=setup.modes
+    )
 
 
 def measure(setup: Settings, arm: str) -> Iterator[Evaluation]:
@@ -94,13 +105,12 @@ def measure(setup: Settings, arm: str) -> Iterator[Evaluation]:
 
 def _inputs(setup: Settings, arm: str, answerer: Answerer, shown: Sequence[Sequence[Passage]]) -> str:
     """Hash of all that an arm's answers depend on."""
-    adapter = answerer.adapters.get(arm)
     depth = None if arm in MODE_ARMS else setup.answer.k  # a mode may read deeper than k
     read = [[p.chunk.id for p in passages[:depth]] for passages in shown] if arm not in CLOSED_BOOK else []
     return content_hash(
         arm,
         setup.generator.fingerprint,
-        folder_hash(adapter) if adapter else "",
+        "".join(map(folder_hash, answerer.adapters.values())),
         PROMPT_VERSION,
         json.dumps(asdict(setup.answer), sort_keys=True),
         json.dumps([[q.id, q.question] for q in setup.questions]),
@@ -160,15 +170,15 @@ def arm_costs(
     costs = {}
     for arm, seeds in runs.items():
         training = 0.0
-        for folder in setup.adapters.get("tuned+rag" if arm == "oracle" else arm, ())[:1]:
+        for folder in weights(setup, arm).values():
             known = training_seconds(Path(folder))
-            training = known or 0.0
+            training += known or 0.0
             if known is None and arm != "oracle":
                 warnings.append(f"The training time of {arm} is not recorded in its folder and counts as 0.")
         timed = latency.get(arm, ())
         mean = sum(timed) / len(timed) if timed else float(seeds[0].scores("seconds").mean())
         costs[arm] = ArmCost(mean, training, 0.0 if arm in CLOSED_BOOK else indexing, latency=timed)
-    return costs, warnings
+    return costs, list(dict.fromkeys(warnings))
 
 
 def training_seconds(folder: Path) -> float | None:

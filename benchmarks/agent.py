@@ -2,8 +2,8 @@
 
     python -m benchmarks.agent                        quality
     python -m benchmarks.agent_speed                  speed, collect
-    python -m benchmarks.agent --parts curve          the share of traces: eta 0, 0.2, 0.5, 1
-    python -m benchmarks.agent --parts hotpot         HotpotQA-100 (RAGTUNE_SHARED), untouched and tuned
+    python -m benchmarks.agent_curve                  the share of traces: eta 0, 0.2, 0.5, 1
+    python -m benchmarks.agent_hotpot                 HotpotQA-100 (RAGTUNE_SHARED), untouched and tuned
 
 speed: recorded traces are replayed, each side saying as many tokens at each step as the trace does. "kept cache" reads
 only what is new; "whole transcript" reads everything again at every step, with the same model and decoding; the textbook

@@ -12,13 +12,13 @@ from agents.checks import GENERAL, GeneralSuite, leakage
 from agents.decide import DecideConfig, load_decision, run
 from agents.oracle import gold_passages
 from agents.rows import finished_answers, read_rows, rows_path
-from rag.answer import AnswerConfig
+from rag.answer import AnswerConfig, Answerer
 from rag.chunk import ChunkConfig
 from rag.errors import ConfigError, QuestionsError, UsageError
 from rag.index import Index, sync
 from rag.protocols import Message
 from rag.retrieve import Retriever
-from rag.types import Evidence, Question
+from rag.types import Answer, Evidence, Question
 from tests.fakes import FakeEncoder, FakeGenerator
 
 FACTS = [
@@ -296,3 +296,35 @@ def test_a_small_update_does_not_change_what_the_index_costs(index: Index, corpu
     assert index.manifest.index_seconds == pytest.approx(
         (before.index_seconds or 0) / before.chunks * (before.chunks + 1)
     )
+
+
+class Spy:
+    """A mode that notes the weights it may answer with."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, str] = {}
+
+    def answer_many(self, answerer: Answerer, questions: Sequence[str], **options: object) -> list[Answer]:
+        self.seen = dict(answerer.adapters)
+        return [Answer(question=q, text="nine", arm="agent") for q in questions]
+
+    def stream(self, answerer: Answerer, question: str, **options: object):  # type: ignore[no-untyped-def]
+        raise AssertionError("nothing is timed here")
+
+
+def test_an_agent_is_measured_with_the_reader_that_it_is_served_with(
+    index: Index, adapters: dict[str, Path], generator: FakeGenerator, tmp_path: Path
+) -> None:
+    own = tmp_path / "adapters" / "agent"
+    own.mkdir()
+    (own / "adapter_model.safetensors").write_bytes(b"agent")
+    (own / "ragtune.json").write_text('{"format": 1, "seconds": 5.0}')
+    generator.adapters = {**(generator.adapters or {}), str(own): "nine"}
+    spy = Spy()
+    run(
+        index, TRAIN, TEST, tmp_path / "run", generator=generator, adapters={**adapters, "agent": own}, more=("agent",),
+        modes={"agent": spy}, config=FAST, timed=0,
+    )  # fmt: skip
+    assert spy.seen == {"agent": str(own), "tuned+rag": str(adapters["tuned+rag"])}
+    arms = {arm["arm"]: arm for arm in load_decision(tmp_path / "run").data["arms"]}
+    assert arms["agent"]["training_seconds"] == 35.0  # its own 5, and the reader's 30
