@@ -20,6 +20,7 @@ from rag.adapters_tokens import fold, load_onto, second_tree
 from rag.engine import make_backend_factory
 from rag.errors import AdapterMismatch
 from rag.names import ModelFolder
+from rag.prepacked import prepack
 from rag.protocols import Message
 from rag.starters import quiet, read_cache, write_cache
 from rag.types import content_hash
@@ -118,6 +119,7 @@ class AdapterSet:
             folded = self._greedy(found.key, PARITY_PROMPTS)
             if not _compare(attached, folded, low_precision=self._generator.dtype.itemsize < 4).equal:
                 undo()
+        prepack(self._full[found.key])  # its own head is new
 
     def _load_full(self, found: AdapterFolder) -> Any:
         from rag.generator import load_causal
@@ -126,6 +128,7 @@ class AdapterSet:
         model, _ = load_causal(
             ModelFolder(str(found.folder), found.folder), device=generator.device, dtype=generator.dtype
         )
+        prepack(model)
         return model
 
     def _load_peft(self, found: AdapterFolder) -> None:

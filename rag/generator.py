@@ -17,6 +17,7 @@ from rag.decode import Job, TextStream, run
 from rag.errors import ConfigError, ModelError
 from rag.hardware import pick_device, pick_dtype
 from rag.names import ModelFolder, resolve
+from rag.prepacked import prepack
 from rag.protocols import Decoding, Generation, Message, Progress, is_begun
 from rag.scoring import score_rows
 from rag.starters import quiet, weights_fingerprint
@@ -331,4 +332,5 @@ def load_local_generator(name: str = "starter", *, device: str | None = None, dt
     found = resolve(name, "generator")
     place = pick_device(device)
     model, tokenizer = load_causal(found, device=place, dtype=pick_dtype(place, dtype))
+    prepack(model)
     return LocalGenerator(model, tokenizer, name=name, fingerprint=base_fingerprint(found))

@@ -79,7 +79,7 @@ def bf16_is_faster(device: torch.device) -> bool:
 
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    key = content_hash(_machine(device), torch.__version__, str(torch.get_num_threads()), str(PROBE_VERSION))
+    key = machine_key(device)
     known = read_cache("dtype", key)
     if isinstance(known, dict) and isinstance(known.get("bf16"), bool):
         return bool(known["bf16"])
@@ -87,6 +87,13 @@ def bf16_is_faster(device: torch.device) -> bool:
     faster = timings["fp32"] > BF16_MARGIN * timings["bf16"]
     write_cache("dtype", key, {"bf16": faster, "seconds": timings, "machine": _machine(device)})
     return faster
+
+
+def machine_key(device: torch.device) -> str:
+    """Under which a probe's result is remembered: another processor, torch version or number of threads asks anew."""
+    import torch
+
+    return content_hash(_machine(device), torch.__version__, str(torch.get_num_threads()), str(PROBE_VERSION))
 
 
 def probe(device: torch.device, *, tokens: int = 192, rounds: int = 5) -> dict[str, float]:
