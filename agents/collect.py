@@ -15,11 +15,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agents.drive import drive_many, speaker
+from agents.drive import drive_many
 from agents.loop import Outcome
 from agents.native import WORKERS, NativeMode
 from agents.react import ROWS, ReactMode, make_voter, side_by_side
 from agents.rewards import Reward, judge, score, summary
+from agents.speakers import speaker
 from agents.traces import make_trace, write_traces
 from rag.errors import ConfigError, UsageError
 from rag.types import Question, Step, content_hash

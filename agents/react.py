@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agents import grammar
-from agents.drive import Voter, drive, drive_many, speaker
+from agents.drive import Voter, drive, drive_many
 from agents.grammar import Move, Shot
 from agents.loop import AgentConfig, Ballot, Outcome, Run, Traits, Vote
+from agents.speakers import speaker
 from agents.tools import Corpus, Reader, Tool, Toolkit
 from agents.traces import make_trace, read_traces
 from rag.cite import citation

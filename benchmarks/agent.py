@@ -177,8 +177,8 @@ def _asks(trace: dict[str, Any], shots: Sequence[dict[str, Any]]) -> list[tuple[
 
 
 def _replay(bench: Bench, steps: Sequence[tuple[list[dict[str, str]], str]], way: str) -> float:
-    from agents.drive import CachedSpeaker
     from agents.loop import Ask
+    from agents.speakers import CachedSpeaker
 
     generator = bench.generator
     begun = time.perf_counter()

@@ -83,20 +83,44 @@ class Stepper:
 
     def extend(self, texts: Mapping[int, Sequence[int]]) -> torch.Tensor:
         """Append several tokens to each of these rows, in one pass: a passage, an observation."""
+        self._append(texts)
+        if not self._packed:
+            return self._again(list(texts))
+        return self._grow(texts, every=False)
+
+    @property
+    def can_check(self) -> bool:
+        """Whether `check` is there: the textbook pass gives the logits behind the last token only."""
+        return self._packed
+
+    def check(self, texts: Mapping[int, Sequence[int]]) -> list[torch.Tensor]:
+        """As `extend`, with the logits behind every appended token: one [tokens, vocabulary] for each row, in order.
+
+        For text that may turn out to be wrong: `cut` takes back what is.
+        """
+        import torch
+
+        self._append(texts)
+        sizes = [len(ids) for ids in texts.values()]
+        return list(torch.split(self._grow(texts, every=True), sizes))
+
+    def _append(self, texts: Mapping[int, Sequence[int]]) -> None:
         for row, ids in texts.items():
             if not ids:
                 raise ConfigError(f"Row {row} was to be extended by no tokens; leave it out.")
             self._check(row, len(self.tokens[row]), len(ids))
-        begins = {row: len(self.tokens[row]) for row in texts}
         for row, ids in texts.items():
             self.tokens[row].extend(ids)
-        if not self._packed:
-            return self._again(list(texts))
-        segments, keep, end = [], [], 0
+
+    def _grow(self, texts: Mapping[int, Sequence[int]], *, every: bool) -> torch.Tensor:
+        """Run what was appended; the logits behind every token, or behind the last one of each row."""
+        segments: list[Segment] = []
+        keep: list[int] = []
+        end = 0
         for row, ids in texts.items():
-            segments.append(Segment(list(ids), begins[row], row, row))
+            segments.append(Segment(list(ids), len(self.tokens[row]) - len(ids), row, row))
+            keep += range(end if every else end + len(ids) - 1, end + len(ids))
             end += len(ids)
-            keep.append(end - 1)
         with self._run():
             return self._checked(self._backend.grow(segments, keep))
 

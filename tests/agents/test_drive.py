@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from agents.drive import CachedSpeaker, closing, drive_many
+from agents import speakers
+from agents.drive import drive_many
 from agents.loop import AgentConfig, Ask, Ballot, Run
 from agents.react import ReactMode
+from agents.speakers import CachedSpeaker, closing, repeated
 from agents.tools import Corpus, Toolkit
 from rag.answer import AnswerConfig, Answerer
 from rag.chunk import ChunkConfig
@@ -110,3 +112,40 @@ def test_samples_follow_their_seed(generator: Any, retriever: Retriever) -> None
         return [move.said for move in outcome.moves]
 
     assert words(1) == words(1) != words(2)
+
+
+def test_a_draft_is_what_followed_the_last_time() -> None:
+    assert repeated([1, 2, 3, 4, 5, 1, 2, 3], 2) == [4, 5]
+    assert repeated([1, 2, 3, 9, 2, 3, 4, 1, 2, 3], 4) == [9, 2, 3, 4], "three tokens that match go before two"
+    assert repeated([7, 2, 3, 4, 1, 2, 3], 9) == [4, 1, 2, 3]
+    assert repeated([1, 2, 3], 5) == [] and repeated([], 5) == [] and repeated([1, 2, 1, 2], 0) == []
+
+
+def test_drafts_change_no_word_and_save_passes(generator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = [
+        *CHAT,
+        {"role": "assistant", "content": "Thought: I look for the ferry.\nAction: search[When does the ferry leave?]"},
+        {"role": "user", "content": "Observation: one, two, three, four, five, six, one, two, three, four,"},
+    ]
+    asks = {0: Ask(chat, "Thought: one, two,", 24), 1: Ask(CHAT, "Thought:", 24, ("\n",))}
+    found = {}
+    for rows in (0, 2):  # without drafts, and with
+        monkeypatch.setattr(speakers, "DRAFTING_ROWS", rows)
+        talker = CachedSpeaker(generator, rows=2, capacity=400)
+        passes = 0
+
+        def counted(run: Any) -> Any:
+            def pass_(*args: Any) -> Any:
+                nonlocal passes
+                passes += 1
+                return run(*args)
+
+            return pass_
+
+        for name in ("step", "check"):
+            monkeypatch.setattr(talker.stepper, name, counted(getattr(talker.stepper, name)))
+        said = talker.complete(asks)
+        again = talker.complete({0: Ask([*chat, {"role": "assistant", "content": said[0].text}], "And:", 4)})
+        found[rows] = said, again, passes, {row: ids[:60] for row, ids in talker.stepper.tokens.items()}
+    assert found[0][0] == found[2][0] and found[0][1][0].text == found[2][1][0].text
+    assert found[2][2] < 0.7 * found[0][2], "the repeated words came several at a time"

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from agents.drive import PlainSpeaker, drive, drive_many
+from agents.drive import drive, drive_many
 from agents.loop import ANSWER_NOW, DROPPED, AgentConfig, Ballot, Outcome, Run, Vote
 from agents.react import ReactMode
+from agents.speakers import PlainSpeaker
 from agents.tools import Corpus, Tool, Toolkit
 from rag.answer import AnswerConfig, Answerer
 from rag.chunk import ChunkConfig
