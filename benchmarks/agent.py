@@ -5,9 +5,10 @@
     python -m benchmarks.agent_curve                  the share of traces: eta 0, 0.2, 0.5, 1
     python -m benchmarks.agent_hotpot                 HotpotQA-100 (RAGTUNE_SHARED), untouched and tuned
 
-speed: recorded traces are replayed, each side saying as many tokens at each step as the trace does. "kept cache" reads
-only what is new; "whole transcript" reads everything again at every step, with the same model and decoding; the textbook
-loop is transformers' own `generate` on the whole transcript. Sides take turns on each trace.
+speed: recorded traces are replayed by the tuned agent, each side saying as many tokens at each step as the trace does.
+"kept cache" reads only what is new; "whole transcript" reads everything again at every step, with the same model and
+decoding (drafts included); the textbook loop is transformers' own `generate` on the whole transcript. Sides take turns
+on each trace.
 collect: the same questions, 16 runs side by side and one after another.
 quality: held-out questions of the handbook about one document, made of two, and with arithmetic (documents of the test
 side only). Adapters are trained here, on demonstrations from the training side, unless given.
@@ -145,7 +146,13 @@ class Bench:
 
 
 def speed(bench: Bench) -> list[str]:
-    """Seconds of replaying traces, three ways, taking turns."""
+    """Seconds of replaying traces with the tuned agent, three ways, taking turns."""
+    adapter, _ = bench.agent_adapter(0.2)
+    with bench.generator.adapter(str(adapter)):
+        return _speed(bench)
+
+
+def _speed(bench: Bench) -> list[str]:
     traces = sorted(bench.demonstrations(), key=lambda t: (-len(t["steps"]), t["id"]))[: bench.given.traces]
     shot_tokens = [0, 3]
     lines = [
@@ -188,7 +195,7 @@ def _replay(bench: Bench, steps: Sequence[tuple[list[dict[str, str]], str]], way
         for messages, said in steps:
             ids = torch.tensor([generator.prompt_ids(messages)])
             size = generator.count_tokens(said)
-            with torch.inference_mode():
+            with torch.inference_mode(), generator.hold()():  # with the adapter on
                 generator.model.generate(
                     input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=size, min_new_tokens=size,
                     do_sample=False, pad_token_id=generator.tokenizer.pad_token_id,
