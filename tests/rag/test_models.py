@@ -242,6 +242,26 @@ def test_device_and_dtype_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(hardware.pick_dtype(cpu, "bf16")) == "torch.bfloat16"  # what a caller asks for goes first
 
 
+def test_freed_memory_is_kept_unless_the_environment_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    class Libc:
+        def mallopt(self, option: int, value: int) -> int:
+            asked.append((option, value))
+            return 1
+
+    monkeypatch.setattr(hardware.ctypes, "CDLL", lambda _: Libc())
+    monkeypatch.setattr(hardware.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    ask = hardware.keep_freed_memory.__wrapped__
+    assert ask() and dict(asked) == {-1: 1 << 30, -3: 32 << 20, -8: 2}  # the numbers of malloc.h
+    asked.clear()
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
+    assert not ask() and not asked
+    monkeypatch.delenv("MALLOC_ARENA_MAX")
+    monkeypatch.setattr(hardware.platform, "libc_ver", lambda: ("", ""))
+    assert not ask() and not asked
+
+
 def test_the_probe_runs_once_and_decides_by_its_margin(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, calls = hardware.pick_device("cpu"), []
 
