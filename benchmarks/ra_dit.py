@@ -93,7 +93,7 @@ def report(made: dict[str, list[dict[str, Any]]], half: dict[str, Any], data: di
     lines += ["", f"| arm (k = {k}, tuned query encoder) | F1 | 95 % | EM | tokens, s of training, each seed |"]
     lines.append("|---|---|---|---|---|")
     for arm in data["arms"]:
-        runs = made.get({"tuned+rag": "rag"}.get(arm["arm"], arm["arm"]), [])
+        runs = made.get({"tuned+rag": "rag", "ra-dit": "ra-dit"}.get(arm["arm"], ""), [])
         spent = "; ".join(f"{run['tokens']:,} in {run['seconds']:.0f} s" for run in runs)
         f1 = arm["f1"]
         lines.append(
