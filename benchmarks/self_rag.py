@@ -261,21 +261,28 @@ def report(task: Task, sizes: Sequence[int], *, prompted: bool) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--sets", default="qa/squad_v2.0,qa/covidqa_longdoc", help="data sets, separated by commas")
+    parser.add_argument(
+        "--sets",
+        default="qa/squad_v2.0,qa/covidqa_longdoc",
+        help="data sets, separated by commas; NAME:100+200 has sizes of its own",
+    )
     parser.add_argument("--sizes", default="100,200,400", help="training questions, separated by commas")
     parser.add_argument("--tests", type=int, default=200)
     parser.add_argument("--minutes", type=float, help="longest training of each adapter")
     parser.add_argument("--work", type=Path, help="keep tasks, indexes and adapters here, and go on from them")
-    parser.add_argument("--no-prompted", action="store_true", help="leave the prompted arm out")
+    parser.add_argument(
+        "--no-prompted", action="store_true", help="leave the prompted arm out; only the first set has it"
+    )
     given = parser.parse_args()
-    sizes = [int(size) for size in given.sizes.split(",")]
     with tempfile.TemporaryDirectory() as temporary:
         work = given.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         lines = ["## Self-RAG", "", "Means with 95 % intervals; every arm has the same frozen retrievals.", ""]
-        for data_set in given.sets.split(","):
-            task = Task(data_set, work, sizes, given.tests, given.minutes)
-            lines += report(task, sizes, prompted=not given.no_prompted)
+        for place, data_set in enumerate(given.sets.split(",")):
+            name, _, own = data_set.partition(":")
+            sizes = [int(size) for size in (own.split("+") if own else given.sizes.split(","))]
+            task = Task(name, work, sizes, given.tests, given.minutes)
+            lines += report(task, sizes, prompted=not given.no_prompted and place == 0)
     print("<!-- results -->\n" + "\n".join(lines) + "\n<!-- /results -->")
     return 0
 
