@@ -109,7 +109,8 @@ def test_the_example_question_is_a_valid_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_links_and_named_files_exist(name: str) -> None:
     text = read(name)
-    links = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if not target.startswith("http")]
+    here = Path(name).parent  # links are relative to the document that has them
+    links = [str(here / to) for to in re.findall(r"\]\(([^)#]+)\)", text) if not to.startswith("http")]
     if name == "CONTRIBUTING.md":
         links += re.findall(r"`((?:rag|tuning|agents|apps|tests|benchmarks)/[\w./*]*)`", text)
     made = {"benchmarks/RESULTS.md"}  # by `make bench`
