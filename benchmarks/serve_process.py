@@ -2,7 +2,7 @@
 
 Start: from the command to the moment in which the question can be typed in a headless Chromium, and in which the model
 is loaded; a few times. Redraws: changes of the page per second while an answer is streamed, the busiest second of
-three answers. Memory: resident memory of the server's process while eight clients ask without a pause.
+three answers. Memory (`benchmarks.serve_memory`): that of the server's process while eight clients ask without a pause.
 """
 
 from __future__ import annotations
@@ -127,10 +127,10 @@ def memory(index: Path, questions: Sequence[str], minutes: float, clients: int) 
     return seen, side.answers
 
 
-def main() -> int:
+def main(starts_: int = 5, minutes: float = 0.0, title: str = "The page's start") -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--starts", type=int, default=5)
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--starts", type=int, default=starts_)
+    parser.add_argument("--minutes", type=float, default=minutes, help="under load")
     parser.add_argument("--clients", type=int, default=8)
     given = parser.parse_args()
 
@@ -141,7 +141,7 @@ def main() -> int:
     from rag.questions import read_questions
 
     questions = [q.question for q in read_questions(SAMPLE / "test.jsonl")]
-    lines = ["## The server's process", ""]
+    lines = [f"## {title}", ""]
     with tempfile.TemporaryDirectory() as folder:
         index = Path(folder) / "handbook"
         sync(index, [SAMPLE / "documents"], load_encoder("starter"))
