@@ -36,6 +36,13 @@ class Clock:
         return (time.perf_counter() - self.began) / 60
 
 
+def first(file: Path, count: int, folder: Path) -> Path:
+    """The first questions of a file, in `folder`."""
+    made = folder / f"{file.stem}-{count}.jsonl"
+    made.write_text("".join(file.read_text(encoding="utf-8").splitlines(keepends=True)[:count]), encoding="utf-8")
+    return made
+
+
 def kept(found: dict[str, Any]) -> str:
     return f"{found['kept']} of {found['traces']} traces kept, format errors {found['format_errors']:.1%}"
 
@@ -46,30 +53,34 @@ def scores(found: dict[str, Any]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=3.0, help="longest training of each round")
+    parser.add_argument("--minutes", type=float, default=4.0, help="longest training of each round")
+    parser.add_argument("--collect", type=int, default=120, help="training questions that the tuned agent answers")
+    parser.add_argument("--tests", type=int, default=100, help="held-out questions")
     parser.add_argument("--work", type=Path, help="keep everything here")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = given.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        index, train, test = work / "handbook", SAMPLE / "train.jsonl", SAMPLE / "test.jsonl"
-        first, second = work / "traces.jsonl", work / "round2.jsonl"
+        index, train, test = work / "handbook", SAMPLE / "train.jsonl", first(SAMPLE / "test.jsonl", given.tests, work)
+        traces, again = work / "traces.jsonl", work / "round2.jsonl"
         clock, minutes = Clock(), ("--minutes", str(given.minutes))
         clock.run("index", "index", SAMPLE / "documents", "--out", index)
         clock.run(
-            "traces from the evidence", "collect", index, "--questions", train, "--out", first, "--demonstrate",
+            "traces from the evidence", "collect", index, "--questions", train, "--out", traces, "--demonstrate",
             "--compose", "200", say=kept,
         )  # fmt: skip
-        clock.run("tune", "tune", index, "--questions", first, "--out", work / "one", "--recipe", "agent", *minutes)
+        clock.run("tune", "tune", index, "--questions", traces, "--out", work / "one", "--recipe", "agent", *minutes)
         clock.run(
-            "the tuned agent on the training questions", "collect", index, "--questions", train, "--out", second,
-            "--adapter", work / "one", "--merge", first, say=kept,
+            f"the tuned agent on {given.collect} of them", "collect", index, "--questions",
+            first(train, given.collect, work), "--out", again,
+            "--adapter", work / "one", "--merge", traces, say=kept,
         )  # fmt: skip
         clock.run(
-            "tune again", "tune", index, "--questions", second, "--out", work / "two", "--recipe", "agent", *minutes
+            "tune again", "tune", index, "--questions", again, "--out", work / "two", "--recipe", "agent", *minutes
         )
         clock.run(
-            "held-out questions", "evaluate", index, "--questions", test, "--arm", "agent", "--adapter", work / "two",
+            f"{given.tests} held-out questions", "evaluate", index, "--questions", test, "--arm", "agent", "--adapter",
+            work / "two",
             say=scores,
         )  # fmt: skip
         whole = clock.minutes
