@@ -5,6 +5,7 @@ test.jsonl, which share no document, dense alone and hybrid, and on a set it was
 side alone, whose document side is the same everywhere). Differences are paired, intervals over documents.
 
     python -m benchmarks.retriever --sets qa/covidqa_longdoc --recipes retriever retriever-both --seeds 0 1 2
+    python -m benchmarks.retriever_speed          the speed of training alone
 """
 
 from __future__ import annotations
@@ -216,21 +217,23 @@ def speed(index: Index, train: Sequence[Question], steps: int) -> None:
         started = time.perf_counter()
         library.train()
         plain = len(rows) / (time.perf_counter() - started)
-    print("### Speed of training\n\n| trainer | questions a second | against the library |\n|---|---|---|")
+    print(
+        "## Retriever half: speed of training\n\n| trainer | questions a second | against the library |\n|---|---|---|"
+    )
     print(f"| sentence-transformers, MultipleNegativesRankingLoss | {plain:.2f} | 1 |")
     for label, value in found.items():
         print(f"| ours, {label} | {value:.2f} | {value / plain:.2f} |")
     print(f"\n{len(rows)} questions with a right and a wrong passage each, batches of {size}, fp32, one process.\n")
 
 
-def main() -> int:
+def main(steps: int = 0, recipes: Sequence[str] = ("retriever", "retriever-both")) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.retriever", description=__doc__.split("\n")[0])
     parser.add_argument("--sets", nargs="*", default=SETS, help="folders below shared/data")
-    parser.add_argument("--recipes", nargs="*", default=["retriever", "retriever-both"])
+    parser.add_argument("--recipes", nargs="*", default=list(recipes))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--minutes", type=float, help="most minutes of one training")
     parser.add_argument("--no-other", action="store_true", help=f"do not measure {OTHER}")
-    parser.add_argument("--speed-steps", type=int, default=8, help="steps of the speed comparison; 0 leaves it out")
+    parser.add_argument("--speed-steps", type=int, default=steps, help="steps of the speed comparison; 0: none")
     parser.add_argument("--work", type=Path, help="folder to keep tasks, indexes and encoders in")
     given, _ = parser.parse_known_args()
     shared = shared_folder()
@@ -238,16 +241,18 @@ def main() -> int:
         print("The shared data sets were not found: set RAGTUNE_SHARED.", file=sys.stderr)
         return 1
     encoder = load_encoder()
-    print("## Retriever half: before and after training\n")
     with folder(given.work) as work:
-        other = None
-        if not given.no_other:
-            index, parts = task(shared, OTHER, work, encoder)
-            other = index, parts["test"]
-        for name in given.sets:
-            index, parts = task(shared, name, work, encoder)
-            one_set(name, index, parts, other, given, work)
+        if given.recipes:
+            print("## Retriever half: before and after training\n")
+            other = None
+            if not given.no_other:
+                index, parts = task(shared, OTHER, work, encoder)
+                other = index, parts["test"]
+            for name in given.sets:
+                index, parts = task(shared, name, work, encoder)
+                one_set(name, index, parts, other, given, work)
         if given.speed_steps:
+            index, parts = task(shared, given.sets[-1], work, encoder)
             speed(index, parts["dev"], given.speed_steps)
     return 0
 
