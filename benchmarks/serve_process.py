@@ -49,10 +49,10 @@ def server(index: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, float]]:
 
 
 def answers_http(process: subprocess.Popen[bytes], url: str) -> None:
-    """Wait until the server takes connections."""
+    """Wait until the page is handed out; `/health` says yes only when the model is loaded."""
     while True:
         try:
-            with urllib.request.urlopen(f"{url}health", timeout=5):
+            with urllib.request.urlopen(url, timeout=5):
                 return
         except OSError:
             if process.poll() is not None:
