@@ -11,6 +11,7 @@ side alone, whose document side is the same everywhere). Differences are paired,
 from __future__ import annotations
 
 import argparse
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -215,7 +216,8 @@ def speed(index: Index, train: Sequence[Question], steps: int) -> None:
             model=model, args=args, train_dataset=data, loss=MultipleNegativesRankingLoss(model)
         )
         started = time.perf_counter()
-        library.train()
+        with contextlib.redirect_stdout(sys.stderr):  # it prints its own figures
+            library.train()
         plain = len(rows) / (time.perf_counter() - started)
     print(
         "## Retriever half: speed of training\n\n| trainer | questions a second | against the library |\n|---|---|---|"
