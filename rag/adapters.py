@@ -20,7 +20,7 @@ from rag.adapters_tokens import fold, load_onto, second_tree
 from rag.engine import make_backend_factory
 from rag.errors import AdapterMismatch
 from rag.names import ModelFolder
-from rag.prepacked import prepack
+from rag.prepacked import forget, prepack
 from rag.protocols import Message
 from rag.starters import quiet, read_cache, write_cache
 from rag.types import content_hash
@@ -259,7 +259,8 @@ class AdapterSet:
 
     def _drop_merged(self, key: str) -> None:
         self._switch(None)
-        self._merged.pop(key, None)
+        for layer, merged, _ in self._merged.pop(key, ()):
+            forget(layer, merged)
 
     def backend_factory(self, key: str | None) -> Callable[[int, int], Any]:
         """Backends on the model that serves this adapter."""

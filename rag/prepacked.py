@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MOST_BYTES = 1 << 30
 """Larger models stay as they are: the second layout takes as much memory as the first."""
 ROWS = 32  # what the layout is made for; measured: as good for 1 and for 500 rows
-KEPT = 4  # weights of one layer: the base's, and those of adapters that take turns
+KEPT = 8  # weights of one layer: the base's, and those of adapters that take turns at every token
 MARGIN = 1.1  # at least this much faster, else it is not worth the memory
 
 
@@ -44,6 +44,13 @@ def prepack(model: Any) -> bool:
         layer.kept = Kept()
         layer.forward = MethodType(_forward, layer)
     return True
+
+
+def forget(layer: Any, weight: torch.Tensor) -> None:
+    """Let go of a weight that this layer had for a while and will not have again."""
+    kept = getattr(layer, "kept", None)
+    for key in [key for key in kept or () if key[0] == weight.data_ptr()]:
+        del kept[key]
 
 
 def pays() -> bool:

@@ -58,7 +58,13 @@ def test_another_weight_and_a_changed_one_are_seen() -> None:
         assert torch.equal(model(x), first)
         model[0].weight.mul_(2)
         assert close(model[0](x), torch.nn.functional.linear(x, own, model[0].bias)), "own was changed in place"
-        for _ in range(9):
+        before = len(model[0].kept)
+        model[0].weight.data = other
+        model(x)
+        prepacked.forget(model[0], other)
+        assert len(model[0].kept) == before - 1, "other had been kept since its first turn"
+        prepacked.forget(torch.nn.Linear(2, 2), other)  # a layer that keeps nothing
+        for _ in range(prepacked.KEPT + 3):
             model[0].weight.data = torch.randn(80, 48).bfloat16()
             model(x)
     assert len(model[0].kept) == prepacked.KEPT
