@@ -48,8 +48,8 @@ def prepack(model: Any) -> bool:
 
 def forget(layer: Any, weight: torch.Tensor) -> None:
     """Let go of a weight that this layer had for a while and will not have again."""
-    kept = getattr(layer, "kept", None)
-    for key in [key for key in kept or () if key[0] == weight.data_ptr()]:
+    kept: Kept = getattr(layer, "kept", Kept())
+    for key in [key for key in kept if key[0] == weight.data_ptr()]:
         del kept[key]
 
 
