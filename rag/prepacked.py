@@ -48,7 +48,7 @@ def prepack(model: Any) -> bool:
 
 def forget(layer: Any, weight: torch.Tensor) -> None:
     """Let go of a weight that this layer had for a while and will not have again."""
-    kept: Kept = getattr(layer, "kept", Kept())
+    kept = layer.kept if hasattr(layer, "kept") else Kept()
     for key in [key for key in kept if key[0] == weight.data_ptr()]:
         del kept[key]
 
