@@ -1,6 +1,7 @@
-"""RA-DIT from the command line: both halves tuned on one set, over seeds, against the recipe `rag` and apart.
+"""RA-DIT from the command line: both halves tuned on a set, over seeds, against the recipe `rag` and apart.
 
-    python -m benchmarks.ra_dit --work DIR        qa/covidqa_longdoc, three seeds
+    python -m benchmarks.ra_dit --work DIR                                         qa/covidqa_longdoc, three seeds
+    python -m benchmarks.ra_dit --sets qa/squad_v1.1 multihop/hotpotqa100:70+29    sizes of training and test for a set
 
 Every step is our own command and goes on where it stopped when the same --work is given again: index, retriever half
 (scoring included), generator half and recipe `rag` with the same number of training tokens, then the decision over all
@@ -116,11 +117,37 @@ def report(made: dict[str, list[dict[str, Any]]], half: dict[str, Any], data: di
     return lines
 
 
+def measured(name: str, given: argparse.Namespace, work: Path) -> list[str]:
+    """Every step on one set; its part of the section."""
+    name, _, sizes = name.partition(":")
+    training, tests = map(int, sizes.split("+")) if sizes else (given.train, given.tests)
+    task = make_task(name, work)
+    index, every = task / "index", task / "test.jsonl"
+    files = cut(task / "train.jsonl", training), cut(every, tests)
+    command("index", task / "corpus", "--out", index)
+    began = time.perf_counter()
+    shared = ("tune", index, "--questions", files[0], "--recipe", "ra-dit-retriever", "--out", task / "query")
+    half = command(*shared, "--test", every)
+    print(f"retriever half: {time.perf_counter() - began:.0f} s", file=sys.stderr)
+    made = train(given, index, files[0], task)
+    data = decided(given, index, task / "query", files, task / "run", made)
+    asked = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files[1:])
+    trained = len(files[0].read_text(encoding="utf-8").splitlines())
+    seeds = ", ".join(map(str, given.seeds))
+    return [
+        f"## RA-DIT on {name}: {trained} training questions, {asked} answered, seeds {seeds}",
+        "",
+        *report(made, half, data, given.k),
+    ]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--set", default="qa/covidqa_longdoc", help="folder below shared/data")
-    parser.add_argument("--train", type=int, default=200, help="training questions")
-    parser.add_argument("--tests", type=int, default=100, help="questions that are answered")
+    parser.add_argument(
+        "--sets", nargs="*", default=["qa/covidqa_longdoc"], help="folders below shared/data, each with :TRAIN+TESTS"
+    )
+    parser.add_argument("--train", type=int, default=200, help="training questions, where a set does not say")
+    parser.add_argument("--tests", type=int, default=100, help="questions that are answered, where a set does not say")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=float, default=2.0, help="of the recipe rag")
     parser.add_argument("-k", type=int, default=3, help="passages read by each arm")
@@ -129,22 +156,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         work = given.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        task = make_task(given.set, work)
-        index, every = task / "index", task / "test.jsonl"
-        files = cut(task / "train.jsonl", given.train), cut(every, given.tests)
-        command("index", task / "corpus", "--out", index)
-        began = time.perf_counter()
-        shared = ("tune", index, "--questions", files[0], "--recipe", "ra-dit-retriever", "--out", task / "query")
-        half = command(*shared, "--test", every)
-        print(f"retriever half: {time.perf_counter() - began:.0f} s", file=sys.stderr)
-        made = train(given, index, files[0], task)
-        data = decided(given, index, task / "query", files, task / "run", made)
-        lines = [
-            f"## RA-DIT on {given.set}: {given.train} training questions, {given.tests} answered, seeds "
-            f"{', '.join(map(str, given.seeds))}",
-            "",
-            *report(made, half, data, given.k),
-        ]
+        lines: list[str] = []
+        for name in given.sets:
+            lines += [*([""] if lines else []), *measured(name, given, work)]
     print("<!-- results -->\n" + "\n".join(lines) + "\n<!-- /results -->")
     return 0
 
