@@ -7,14 +7,14 @@ Content-Security-Policy under which a browser can reach nothing but this server,
 from __future__ import annotations
 
 import contextlib
-import gc
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from apps.auth import Door
+from apps.imports import quick_imports
 from apps.metrics import Metrics
 from apps.service import Service
 from apps.walls import POLICY, Bounded, Forked, Guarded, Logged, Walled, to_stderr
@@ -27,6 +27,7 @@ __all__ = ["HOST", "POLICY", "Access", "choose_port", "is_free", "launch", "serv
 
 HOST = "127.0.0.1"
 FIRST_PORT = 7860
+PATIENCE = 1.5
 _TRIES = 100
 
 
@@ -92,23 +93,14 @@ def choose_port(port: int | None) -> int:
     return free
 
 
-@contextlib.contextmanager
-def _unswept() -> Iterator[None]:
-    """No garbage collection meanwhile: imports make many objects and no garbage (a fifth of the page's start)."""
-    swept = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if swept:
-            gc.enable()
-
-
-@_unswept()
+@quick_imports()
 def launch(
     service: Service, *, port: int | None = None, open_browser: bool = False, access: Access | None = None
 ) -> tuple[gr.Blocks, str]:
-    """Serve page and API and return the page with its address, once it answers; then the models begin to load.
+    """Serve page and API and return the page with its address, once it answers.
+
+    The models begin to load when a first visitor's page stands, or after `PATIENCE` seconds without one: both at once
+    make the page wait for more than a second.
 
     Raises as `choose_port`. `blocks.close()` ends it.
     """
@@ -141,7 +133,7 @@ def launch(
         max_file_size=service.library.limits.file_bytes, enable_monitoring=False, ssr_mode=False, pwa=False,
         mcp_server=False, strict_cors=True, app_kwargs={"middleware": walls, "docs_url": None, "redoc_url": None},
     )  # fmt: skip
-    service.start()
+    service.start(PATIENCE)
     return page, address
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from rag.retrieve import RetrievalConfig
 
 AUTO = "auto"
+_DRAWING = 0.3  # seconds that a browser gets to draw what it was sent
 OWN_ADAPTER = ("ra-dit", "agent")
 """Modes that are offered only where they have an adapter of their own: an untouched small model is no agent. The others
 take the weights of tuned+rag, or none; self-rag without its tokens asks the model yes or no."""
@@ -101,6 +103,7 @@ class Service:
         self._state = ModelState("waiting", "Not loaded yet", generator, encoder)
         self._settled = threading.Event()
         self._started = threading.Lock()
+        self.opened = threading.Event()  # somebody sees the page
         self._answerer: Answerer | None = None
         self._named: tuple[Path | None, dict[str, str], Path | None] = (None, {}, None)
         self.gate = Gate(1, config.waiting)
@@ -147,10 +150,19 @@ class Service:
 
     # ------------------------------------------------------------------ the model
 
-    def start(self) -> None:
-        """Begin to load the models in a thread; a second call does nothing."""
+    def start(self, patience: float = 0.0) -> None:
+        """Begin to load the models in a thread; a second call does nothing.
+
+        With `patience` loading waits up to so many seconds for `opened`, and then a moment for the browser to draw.
+        """
+
+        def load() -> None:
+            if self.opened.wait(patience):
+                time.sleep(min(patience, _DRAWING))
+            self._load()
+
         if self._started.acquire(blocking=False):
-            threading.Thread(target=self._load, name="ragtune-load", daemon=True).start()
+            threading.Thread(target=load, name="ragtune-load", daemon=True).start()
 
     def wait(self, seconds: float | None = None) -> ModelState:
         """The state of the models once loading has ended, or after `seconds`."""

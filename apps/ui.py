@@ -57,6 +57,7 @@ def _layout(desk: Desk, page: gr.Blocks, t: Words) -> None:
 
     def everything(talk: str, request: gr.Request) -> dict[Any, Any]:
         user = desk.user(request)
+        desk.service.opened.set()
         return {
             **status(), **tabs_chat.start(desk, c, t), **tabs_chat.opened(desk, c, t, talk, user),
             **tabs_documents.state(desk, d, t), **tabs_tune.state(desk, u, t, user), **tabs_decide.state(desk, v, t),

@@ -263,6 +263,26 @@ def test_questions_asked_while_the_model_loads_wait_for_it(index: Path) -> None:
     assert reply(views).status == "done" and service.state.phase == "ready"
 
 
+def test_the_models_wait_for_the_page_and_not_for_ever(index: Path) -> None:
+    loads = threading.Event()
+
+    def load(_: str) -> FakeEncoder:
+        loads.set()
+        return ENCODER
+
+    def opened() -> Service:
+        return Service.open(index, loaders=Loaders(load, lambda _: FakeGenerator(), lambda _: FakeReranker()))
+
+    service = opened()
+    service.start(60)
+    assert service.wait(0.3).phase == "waiting" and not loads.is_set()
+    service.opened.set()  # a page stands
+    assert service.wait(20).phase == "ready" and loads.is_set()
+    alone = opened()
+    alone.start(0.1)  # nobody comes
+    assert alone.wait(20).phase == "ready"
+
+
 def test_a_model_that_cannot_be_loaded_is_told_where_it_is_asked(index: Path) -> None:
     def load(_: str) -> FakeGenerator:
         raise UnknownModel("There is no model here called “giant”; local: starter.")
