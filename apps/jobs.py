@@ -136,6 +136,10 @@ def tune(
     console: Console,
 ) -> int:
     """Train an adapter on what the serving retriever finds; with `test` it is measured before and after."""
+    plan = Plan(
+        generator or STARTER, recipe, method, epochs, learning_rate, minutes, seed, restart, instructions=instructions,
+        critic=str(critic) if critic else None,
+    )  # fmt: skip
     if recipe == "preference":
         from apps.preferring import tune_preference
 
@@ -149,10 +153,6 @@ def tune(
     if recipe == "agent":
         from apps.agent_tuning import tune_agent
 
-        plan = Plan(
-            generator or STARTER, recipe, method, epochs, learning_rate, minutes, seed, restart,
-            instructions=instructions,
-        )  # fmt: skip
         return tune_agent(
             index, plan, traces=questions, eta=eta, out=out, dry_run=dry_run, encoder=encoder, console=console,
             test=read_questions(test, skip_broken=skip_broken, console=console) if test else [],
@@ -169,11 +169,26 @@ def tune(
             minutes=minutes, restart=restart, dry_run=dry_run, encoder=encoder, generator=generator, seed=seed,
             console=console,
         )  # fmt: skip
-    plan = Plan(
-        generator or STARTER, recipe, method, epochs, learning_rate, minutes, seed, restart, instructions=instructions,
-        critic=str(critic) if critic else None,
+    return _tune_generator(
+        plan, index, asked, held_out, questions=questions, out=out, answer=answer_config(k), dry_run=dry_run,
+        encoder=encoder, console=console,
     )  # fmt: skip
-    answer = answer_config(k)
+
+
+def _tune_generator(
+    plan: Plan,
+    index: Path,
+    asked: Sequence[Question],
+    held_out: Sequence[Question],
+    *,
+    questions: Path,
+    out: Path,
+    answer: AnswerConfig,
+    dry_run: bool,
+    encoder: str | None,
+    console: Console,
+) -> int:
+    """An adapter from the rows of `asked`, measured before and after on `held_out`."""
     retriever = make_retriever(open_index(index, encoder, console), k=answer.k)
     console.progress("loading the generator", 0, 0, plan.base)
     model = serving.load_generator(plan.base)
@@ -182,7 +197,7 @@ def tune(
         console.say(sentence)
     if dry_run:
         return _dry_run(plan, rows, model, out, console)
-    arm, untuned = _ARMS.get(recipe, ("tuned", "base"))
+    arm, untuned = _ARMS.get(plan.recipe, ("tuned", "base"))
     before = _measure(model, retriever, answer, held_out, untuned, None, console)
     del model  # training loads its own copy: a large model fits only once
     report = train_adapter(plan, rows, out, console, index=str(index.resolve()), questions=str(questions))
