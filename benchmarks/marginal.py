@@ -162,6 +162,33 @@ def score(
     ]
 
 
+def whole(generator: Any, task: Path, count: int, work: Path) -> list[str]:
+    """As retriever training asks: so many training questions, 10 passages each, and once more from the cache."""
+    from rag.index import Index
+    from rag.models import load_encoder
+    from rag.questions import read_questions
+    from rag.retrieve import Retriever
+    from tuning.preference import lm_preference
+
+    asked = [q for q in read_questions(task / "train.jsonl") if q.answers][:count]
+    retriever = Retriever(Index.open(task / "index", load_encoder()))
+    found = [hits[:10] for hits in retriever.search_many([q.question for q in asked], 10)]
+    cache = work / "scores-whole.jsonl"
+    cache.unlink(missing_ok=True)
+    seconds = []
+    for _ in range(2):
+        began = time.perf_counter()
+        lm_preference(
+            generator, [q.question for q in asked], [q.answers[0] for q in asked], found, cache=cache,
+            progress=lambda done, total: print(f"scored {done} of {total}", file=sys.stderr, flush=True),
+        )  # fmt: skip
+        seconds.append(time.perf_counter() - began)
+    return [
+        f"\n{len(asked)} training questions × 10 passages, prompt “examples”: {seconds[0] / 60:.1f} minutes; again from "
+        f"the cache {seconds[1]:.1f} s."
+    ]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--sets", nargs="+", default=["qa/squad_v1.1"])
@@ -169,6 +196,7 @@ def main() -> int:
     parser.add_argument("--k", type=int, default=5)
     parser.add_argument("--temperature", type=float, default=0.1, help="of the softmax over cosine scores")
     parser.add_argument("--scored", type=int, default=40, help="questions whose passages are scored, 10 each")
+    parser.add_argument("--whole", type=int, default=0, help="training questions that the scorer alone is timed on")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
     parser.add_argument("--dtype", default=None, help="fp32 or bf16, instead of the probe's choice")
     parser.add_argument("--adapter", action="append", default=[], metavar="ARM=DIR")
@@ -204,6 +232,8 @@ def main() -> int:
                 ]
                 for template in ("examples", "background"):
                     lines += score(generator, some, passages, template, given.rounds, work)
+            if given.whole:
+                lines += whole(generator, task, given.whole, work)
     print("<!-- results -->\n" + "\n".join(lines).strip() + "\n<!-- /results -->")
     return 0
 
