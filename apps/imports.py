@@ -1,4 +1,4 @@
-"""Gradio imported in half its time, so that the page stands sooner; where it is imported already, nothing changes."""
+"""Gradio imported quicker, so that the page stands sooner; where it is imported already, nothing changes."""
 
 from __future__ import annotations
 
