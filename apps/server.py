@@ -27,7 +27,7 @@ __all__ = ["HOST", "POLICY", "Access", "choose_port", "is_free", "launch", "serv
 
 HOST = "127.0.0.1"
 FIRST_PORT = 7860
-PATIENCE = 1.5
+PATIENCE = 1.5  # seconds
 _TRIES = 100
 
 

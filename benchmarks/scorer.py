@@ -50,6 +50,7 @@ def score(
     took = {"loop": 0.0, "scorer": 0.0, "cache": 0.0}
     worst, pairs = 0.0, 0
     size = -(-len(asked) // rounds)
+    lm_preference(generator, asked[:1], answers[:1], found[:1], template=template)  # warm-up; nothing is kept
     for turn, begin in enumerate(range(0, len(asked), size)):
         part = slice(begin, begin + size)
 
