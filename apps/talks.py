@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 SAVE_SECONDS = 1.0
 """Between two states of a growing answer on disk: what a killed server loses at most."""
+END_SECONDS = 5.0
+"""What the next question of a conversation waits at most for the end of the one before: that takes a tenth of one."""
 
 
 class Run(Watched[Exchange]):
@@ -112,6 +114,9 @@ class Talks:
             past = past[:-1]
         session = f"{user}/{talk}"
         views = self.service.ask(question, arms, past=past, session=session)
+        if (before := self._runs.get(talk)) is not None:  # has just been told to stop
+            before.superseded = True
+            before.ended(END_SECONDS)  # so that whoever shows the conversation next shows how that one ended
         try:
             if not talk:
                 talk = self.store.create(user).id
@@ -125,8 +130,6 @@ class Talks:
             raise
         run = Run(talk, len(past), first)
         with self._lock:
-            if (before := self._runs.get(talk)) is not None:
-                before.superseded = True
             self._runs[talk], self._users[talk] = run, user
         threading.Thread(target=self._work, args=(run, views, user), name="ragtune-talk", daemon=True).start()
         return run

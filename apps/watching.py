@@ -34,6 +34,11 @@ class Watched(Generic[T]):
             self._state, self._over, self._number = state, over, self._number + 1
             self._changed.notify_all()
 
+    def ended(self, seconds: float) -> bool:
+        """Wait until the work is over, at most so long; whether it is."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._over, seconds)
+
     def watch(self) -> Iterator[T]:
         """The present state, then each newer one; those that come faster than they are taken are skipped. Ends with
         the work."""

@@ -187,8 +187,10 @@ def test_the_next_question_of_a_conversation_supersedes_the_one_under_way(make: 
     next(v for v in first.watch() if v.replies[0].text)
     assert not first.superseded
     second = talks.ask("And for a child?", ["rag"], talk=first.talk)
-    generator.gate.set()
     assert first.superseded and not second.superseded
+    before, now = talks.exchanges(first.talk)  # whoever asked may show at once how the first has ended
+    assert before.replies[0].status == "stopped" and before.replies[0].text and now.running
+    generator.gate.set()
     *_, last = second.watch()
     *_, stopped = first.watch()
     assert not last.running and stopped.replies[0].status == "stopped"
