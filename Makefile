@@ -12,6 +12,8 @@ PYTEST ?= $(BIN)/python -m pytest -n auto --dist loadfile
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 export PYTHONUNBUFFERED = 1
+# Large pages of memory, as `ragtune` itself requests them (apps/huge_pages.py).
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: help setup demo test test-all check lint format bench browser clean
 

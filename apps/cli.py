@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from apps.console import Console
+from apps.huge_pages import request_huge_pages
 from apps.options import COMMANDS, COMMON, OPTIONS, Option, resolve
 from rag.errors import RagtuneError, UsageError
 
@@ -125,7 +126,7 @@ def main(
     console: Console | None = None,
     complain: Callable[[str], None] = _complain,
 ) -> int:
-    """Entry point of `ragtune`: every outcome is an exit code and, when it failed, one sentence to `complain`."""
+    """The whole of `ragtune`: every outcome is an exit code and, when it failed, one sentence to `complain`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = bool(os.environ.get("RAGTUNE_DEBUG"))
     try:
@@ -159,5 +160,11 @@ def main(
         return 1
 
 
+def entry() -> int:
+    """What the command `ragtune` and `python -m apps.cli` call: `main` in a process of its own."""
+    request_huge_pages()
+    return main()
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(entry())

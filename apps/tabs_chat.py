@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import time
 import uuid
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -14,14 +13,13 @@ import gradio as gr
 from apps import frame, render
 from apps.desk import Desk
 from apps.markup import escape
+from apps.pages import Pages
 from apps.strings import Words
 from apps.talks import Run
 from rag.errors import RagtuneError, UsageError
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 EXAMPLES = 3
-TWICE_SECONDS = 1.0
-"""The same question from the same page this soon is a second press of the key, not a second question."""
 
 
 def build(t: Words) -> SimpleNamespace:
@@ -123,15 +121,23 @@ def opened(desk: Desk, c: SimpleNamespace, t: Words, talk: str, user: str) -> di
     return show(desk, c, t, talk if desk.talks.exists(talk, user) else "", user)
 
 
-def follow(desk: Desk, c: SimpleNamespace, t: Words, run: Run, user: str) -> Iterator[dict[Any, Any]]:
-    """A question being answered, at the pace of the page; whoever leaves does not stop it."""
+def follow(desk: Desk, c: SimpleNamespace, t: Words, run: Run | None, user: str, page: str) -> Iterator[dict[Any, Any]]:
+    """A question being answered, at the pace of the page, and those that other pages ask after it; whoever leaves does
+    not stop it."""
+    while run is not None:
+        yield from _one(desk, c, t, run, user, page)
+        if run.superseded_by in (None, page):  # what this page has asked next, this page follows already
+            return
+        talk, run = run.talk, desk.talks.newer(run, user)
+        yield show(desk, c, t, talk, user)
+
+
+def _one(desk: Desk, c: SimpleNamespace, t: Words, run: Run, user: str, page: str) -> Iterator[dict[Any, Any]]:
+    """One question being answered, until it ends or its page goes on to another."""
     shown = None
     for view in run.watch():
-        if run.superseded:  # the page shows the newer question; this one stands above it, as it ended
-            if not view.running:
-                earlier = desk.talks.exchanges(run.talk, user)[:-1]
-                yield {c.earlier: render.conversation(earlier, t, votes=desk.talks.votes(run.talk, user))}
-            continue
+        if run.superseded_by == page:
+            return
         update: dict[Any, Any] = {}
         votes = desk.talks.votes(run.talk, user) if not view.running else {}
         update[c.answers] = render.answers(view, t, votes=votes)
@@ -145,39 +151,32 @@ def follow(desk: Desk, c: SimpleNamespace, t: Words, run: Run, user: str) -> Ite
         yield update
 
 
-class _Presses:
-    """Which page sent which question within the last second."""
-
-    def __init__(self) -> None:
-        self._at: dict[tuple[str | None, str], float] = {}
-
-    def twice(self, page: str | None, question: str) -> bool:
-        """Whether this page has just sent the same question; remembers that it has."""
-        now = time.monotonic()
-        for key in [key for key, at in list(self._at.items()) if now - at > TWICE_SECONDS]:
-            self._at.pop(key, None)
-        return self._at.setdefault((page, question), now) is not now
-
-
 def wire(desk: Desk, page: gr.Blocks, c: SimpleNamespace, bus: gr.HTML, t: Words) -> None:
     """What the tab does."""
-    presses = _Presses()
+    pages = Pages()
+
+    def watch(run: Run | None, talk: str, request: gr.Request) -> Iterator[dict[Any, Any]]:
+        page = _page(request)
+        updates = follow(desk, c, t, run, desk.user(request), page)
+        return pages.while_shown(page, talk, updates, {c.again: gr.skip()})
 
     def begin(
         question: str, arm: str, other: str, talk: str, again: bool, request: gr.Request
     ) -> Iterator[dict[Any, Any]]:
         user = desk.user(request)
-        if not again and presses.twice(request.session_hash, question):
+        if not again and pages.twice(_page(request), question):
             yield {c.again: gr.skip()}
             return
         talk = talk if desk.talks.exists(talk, user) else ""
         try:
             run = desk.talks.ask(
-                question, [arm, other] if other else [arm], talk=talk, user=user, again=again and bool(talk)
-            )
+                question, [arm, other] if other else [arm], talk=talk, user=user, again=again and bool(talk),
+                page=_page(request),
+            )  # fmt: skip
         except RagtuneError as error:
             yield {c.notice: frame.notice(str(error), t)}
             return
+        pages.turn(_page(request), run.talk)
         views = desk.talks.exchanges(run.talk, user)
         yield {
             **{button: gr.Button(visible=False) for button in c.examples}, c.welcome: "", c.notice: "", c.saved: "",
@@ -185,7 +184,7 @@ def wire(desk: Desk, page: gr.Blocks, c: SimpleNamespace, bus: gr.HTML, t: Words
             c.stop: gr.Button(visible=True), c.rail: frame.rail(desk.talks.rows(user), run.talk, t),
             c.earlier: render.conversation(views[: run.position], t, votes=desk.talks.votes(run.talk, user)),
         }  # fmt: skip
-        yield from follow(desk, c, t, run, user)
+        yield from watch(run, run.talk, request)
 
     def retry(arm: str, other: str, talk: str, request: gr.Request) -> Iterator[dict[Any, Any]]:
         views = desk.talks.exchanges(talk, desk.user(request)) if talk else ()
@@ -194,10 +193,9 @@ def wire(desk: Desk, page: gr.Blocks, c: SimpleNamespace, bus: gr.HTML, t: Words
             yield from begin(views[-1].question, arm, other, talk, True, request)
 
     def resume(talk: str, request: gr.Request) -> Iterator[dict[Any, Any]]:
-        run = desk.talks.running(talk, desk.user(request))
-        yield {c.again: gr.skip()}  # a generator that yields nothing would empty all of its outputs
-        if run is not None:
-            yield from follow(desk, c, t, run, desk.user(request))
+        user = desk.user(request)
+        pages.turn(_page(request), talk)
+        yield from watch(desk.talks.running(talk, user), talk, request)
 
     def edit(talk: str, request: gr.Request) -> dict[Any, Any]:
         views = desk.talks.exchanges(talk, desk.user(request)) if talk else ()
@@ -214,25 +212,28 @@ def wire(desk: Desk, page: gr.Blocks, c: SimpleNamespace, bus: gr.HTML, t: Words
         "fn": begin, "inputs": [c.question, c.arm, c.other, c.talk, c.again], "outputs": c.conversation,
         "concurrency_limit": 32, "concurrency_id": "ask", "trigger_mode": "multiple", **QUIET,
     }  # fmt: skip
-    run = [c.ask.click(**asking), c.question.submit(**asking)]
+    c.ask.click(**asking)
+    c.question.submit(**asking)
     for button in c.examples:
-        run.append(button.click(lambda text: text, button, c.question, **QUIET).then(**asking))
+        button.click(lambda text: text, button, c.question, **QUIET).then(**asking)
     watching = {"outputs": c.conversation, "concurrency_limit": 32, "concurrency_id": "ask", **QUIET}
-    run.append(bus.retry(retry, [c.arm, c.other, c.talk], **watching))
+    bus.retry(retry, [c.arm, c.other, c.talk], **watching)
     c.resume = {"fn": resume, "inputs": c.talk, **watching}
     bus.undo(edit, c.talk, [c.question, c.again, c.notice], **QUIET)
     c.stop.click(stop, c.talk, queue=False, **QUIET)
-    _wire_list(desk, c, bus, t, run)
+    _wire_list(desk, c, bus, t, pages)
     _wire_votes(desk, c, bus, t)
 
 
-def _wire_list(desk: Desk, c: SimpleNamespace, bus: gr.HTML, t: Words, run: list[Any]) -> None:
+def _wire_list(desk: Desk, c: SimpleNamespace, bus: gr.HTML, t: Words, pages: Pages) -> None:
     """Open, rename, export, delete; a new one."""
 
     def choose(event: gr.EventData, request: gr.Request) -> dict[Any, Any]:
+        pages.turn(_page(request), _text(event, "talk"))
         return opened(desk, c, t, _text(event, "talk"), desk.user(request))
 
     def new(request: gr.Request) -> dict[Any, Any]:
+        pages.turn(_page(request), "")
         return {**show(desk, c, t, "", desk.user(request)), c.question: ""}
 
     def rename(talk: str, event: gr.EventData, request: gr.Request) -> dict[Any, Any]:
@@ -250,6 +251,7 @@ def _wire_list(desk: Desk, c: SimpleNamespace, bus: gr.HTML, t: Words, run: list
         except RagtuneError as error:
             return {c.notice: frame.notice(str(error), t)}
         if gone == talk:
+            pages.turn(_page(request), "")
             return show(desk, c, t, "", user)
         return {c.rail: frame.rail(desk.talks.rows(user), talk, t)}
 
@@ -261,8 +263,8 @@ def _wire_list(desk: Desk, c: SimpleNamespace, bus: gr.HTML, t: Words, run: list
         except RagtuneError as error:
             return {c.notice: frame.notice(str(error), t)}
 
-    bus.select(choose, None, c.conversation, cancels=run, **QUIET).then(**c.resume)
-    bus.clear(new, None, c.conversation, cancels=run, **QUIET)
+    bus.select(choose, None, c.conversation, **QUIET).then(**c.resume)
+    bus.clear(new, None, c.conversation, **QUIET)
     bus.edit(rename, c.talk, [c.rail, c.notice], **QUIET)
     bus.delete(delete, c.talk, c.conversation, **QUIET)
     bus.download(export, None, [c.saved, c.notice], **QUIET)
@@ -301,6 +303,11 @@ def _wire_votes(desk: Desk, c: SimpleNamespace, bus: gr.HTML, t: Words) -> None:
     outputs = [c.earlier, c.answers, c.counter, c.notice]
     bus.like(vote, c.talk, outputs, **QUIET)
     bus.submit(prefer, c.talk, outputs, **QUIET)
+
+
+def _page(request: gr.Request) -> str:
+    """Which page of which browser asks; a new one for each load."""
+    return request.session_hash or ""
 
 
 def download(name: str, text: str) -> str:

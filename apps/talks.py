@@ -29,15 +29,15 @@ END_SECONDS = 5.0
 
 
 class Run(Watched[Exchange]):
-    """One question being answered. `error` is why its end could not be saved, or ""; `superseded`: its conversation has
-    gone on to another question."""
+    """One question being answered. `error` is why its end could not be saved, or ""; `superseded_by`: which page has
+    gone on to another question of the conversation, or None."""
 
     def __init__(self, talk: str, position: int, first: Exchange) -> None:
         super().__init__(first)
         self.talk = talk
         self.position = position
         self.error = ""
-        self.superseded = False
+        self.superseded_by: str | None = None
 
 
 class Talks:
@@ -49,6 +49,7 @@ class Talks:
         self.store = store
         self.feedback = Feedback(store)
         self._lock = threading.Lock()
+        self._asking = threading.Lock()
         self._runs: dict[str, Run] = {}
         self._users: dict[str, str] = {}
         store.recover()
@@ -102,37 +103,50 @@ class Talks:
     # ---------------------------------------------------------------------- asking
 
     def ask(
-        self, question: str, arms: Sequence[str], *, talk: str = "", user: str = ANYONE, again: bool = False
+        self,
+        question: str,
+        arms: Sequence[str],
+        *,
+        talk: str = "",
+        user: str = ANYONE,
+        again: bool = False,
+        page: str = "",
     ) -> Run:
         """Begin to answer in a conversation ("" begins one); `again` replaces its last turn. What was being answered
-        there ends.
+        there ends first, and knows that `page` has ended it.
 
         Raises UsageError before anything is stored. The answer goes on without anybody watching; `stop` ends it.
         """
-        past = self.exchanges(talk, user) if talk else ()
-        if again:
-            past = past[:-1]
-        session = f"{user}/{talk}"
-        views = self.service.ask(question, arms, past=past, session=session)
-        if (before := self._runs.get(talk)) is not None:  # has just been told to stop
-            before.superseded = True
-            before.ended(END_SECONDS)  # so that whoever shows the conversation next shows how that one ended
-        try:
-            if not talk:
-                talk = self.store.create(user).id
-                self.service.rename_session(session, f"{user}/{talk}")
-            elif again:
-                self.store.cut(talk, len(past), user)
-            first = next(views)
-            self.store.save(talk, len(past), first, user)
-        except BaseException:
-            views.close()
-            raise
-        run = Run(talk, len(past), first)
-        with self._lock:
-            self._runs[talk], self._users[talk] = run, user
+        with self._asking:
+            past = self.exchanges(talk, user) if talk else ()
+            if again:
+                past = past[:-1]
+            session = f"{user}/{talk}"
+            views = self.service.ask(question, arms, past=past, session=session)
+            if (before := self._runs.get(talk)) is not None:  # has just been told to stop
+                before.superseded_by = page
+                before.ended(END_SECONDS)  # so that whoever shows the conversation next shows how that one ended
+            try:
+                if not talk:
+                    talk = self.store.create(user).id
+                    self.service.rename_session(session, f"{user}/{talk}")
+                elif again:
+                    self.store.cut(talk, len(past), user)
+                first = next(views)
+                self.store.save(talk, len(past), first, user)
+            except BaseException:
+                views.close()
+                raise
+            run = Run(talk, len(past), first)
+            with self._lock:
+                self._runs[talk], self._users[talk] = run, user
         threading.Thread(target=self._work, args=(run, views, user), name="ragtune-talk", daemon=True).start()
         return run
+
+    def newer(self, run: Run, user: str = ANYONE) -> Run | None:
+        """What the conversation of a superseded run went on to, if that is being answered."""
+        with self._asking:  # between the end of the one and the beginning of the other
+            return self.running(run.talk, user)
 
     def _work(self, run: Run, views: Iterator[Exchange], user: str) -> None:
         """Follow an answer to its end; save it when passages are found, now and then, and at the end in any case."""

@@ -94,7 +94,9 @@ def _layout(desk: Desk, page: gr.Blocks, t: Words) -> None:
     watching.tick(look, [u.job, v.job, u.train, u.test, v.train, v.test], jobs, **QUIET)
     outputs = [head, loading, watching, *c.starting, *d.shown, *u.shown, *v.shown]
     outputs += [o for o in c.conversation if o not in outputs]
-    page.load(everything, c.talk, outputs, **QUIET).then(**c.resume).then(**d.resume)
+    loaded = page.load(everything, c.talk, outputs, **QUIET)
+    loaded.then(**c.resume)
+    loaded.then(**d.resume)  # not after the chat's: that one lasts as long as the answer it watches
 
 
 def _take_over(desk: Desk) -> None:

@@ -23,6 +23,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from apps.huge_pages import VARIABLE, request_huge_pages
+
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "RESULTS.md"
 PACKAGES = (
@@ -65,9 +67,11 @@ def machine() -> str:
         model = " with ".join([named.group(1) if named else model, *units])
     memory = psutil.virtual_memory().total / 2**30
     threads = os.environ.get("OMP_NUM_THREADS")
+    tunables = os.environ.get(VARIABLE)
     return (
         f"{model}, {len(psutil.Process().cpu_affinity())} cores, {memory:.0f} GiB, Python {platform.python_version()}"
         + (f", OMP_NUM_THREADS={threads}" if threads else "")
+        + (f", {VARIABLE}={tunables}" if tunables else "")
     )
 
 
@@ -154,4 +158,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    request_huge_pages()  # as `ragtune` does; the scripts and both of their sides inherit it
     raise SystemExit(main())

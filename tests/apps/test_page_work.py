@@ -101,14 +101,59 @@ def test_an_answer_survives_a_reload_and_a_closed_tab(site: Site) -> None:  # no
     page.close()
     context = page.context
     site.model.gate.set()
-    for _ in range(100):
-        if all(not row.running for row in _rows(site)):
-            break
-        time.sleep(0.1)
+    _wait_for_all(site)
     again = context.new_page()
     again.goto(site.url)
     again.wait_for_selector("#live-answers [data-status=done]")
     assert "blue boat" in again.inner_text("#live-answers .rt-answer") and again.is_visible("#ask")
+
+
+def test_a_second_tab_goes_on_to_what_the_first_asks_next(site: Site) -> None:  # noqa: F811
+    page = open_page(site)
+    site.model.gate.clear()
+    page.fill("#question textarea", "Tell me slowly about the blue boat")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#live-answers [data-status=writing]")
+    second = page.context.new_page()
+    second.goto(site.url)
+    second.wait_for_selector("#live-answers [data-status=writing] .rt-answer")
+    page.fill("#question textarea", "When does the kitchen close?")
+    page.keyboard.press("Enter")
+    for tab_ in (page, second):
+        tab_.wait_for_selector("#earlier >> text=Stopped.")
+        tab_.wait_for_selector("#live-answers .rt-question >> text=When does the kitchen close?")
+    site.model.gate.set()
+    for tab_ in (page, second):
+        tab_.wait_for_selector("#live-answers [data-status=done]")
+        assert "21:15" in tab_.inner_text("#live-answers") and "blue boat" not in tab_.inner_text("#live-answers")
+        assert tab_.is_visible("#ask") and not tab_.is_visible("#stop")
+
+
+def test_an_answer_is_not_written_into_a_conversation_opened_meanwhile(site: Site) -> None:  # noqa: F811
+    page = open_page(site)
+    ask(page, "What does a return ticket cost?")
+    page.click(".rt-new")
+    page.wait_for_selector("#welcome h2")
+    site.model.gate.clear()
+    page.fill("#question textarea", "Tell me slowly about the blue boat")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#live-answers [data-status=writing]")
+    page.reload()  # what is followed from here on was not asked by this page
+    page.wait_for_selector("#live-answers [data-status=writing] .rt-answer")
+    page.click(".rt-talk:has-text('return ticket') .rt-talk-open")
+    page.wait_for_selector("#live-answers >> text=18 crowns")
+    site.model.gate.set()
+    _wait_for_all(site)
+    page.wait_for_timeout(1500)  # the page would have drawn it by now
+    assert "18 crowns" in page.inner_text("#live-answers") and "boat" not in page.inner_text("#live-answers")
+
+
+def _wait_for_all(site: Site) -> None:  # noqa: F811
+    for _ in range(100):
+        if all(not row.running for row in _rows(site)):
+            return
+        time.sleep(0.1)
+    raise AssertionError("an answer is still running")
 
 
 def _rows(site: Site) -> list[Any]:  # noqa: F811

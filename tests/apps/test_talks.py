@@ -185,14 +185,15 @@ def test_the_next_question_of_a_conversation_supersedes_the_one_under_way(make: 
     talks = make(generator)
     first = talks.ask("What does a ticket cost?", ["rag"])
     next(v for v in first.watch() if v.replies[0].text)
-    assert not first.superseded
-    second = talks.ask("And for a child?", ["rag"], talk=first.talk)
-    assert first.superseded and not second.superseded
+    assert first.superseded_by is None
+    second = talks.ask("And for a child?", ["rag"], talk=first.talk, page="p2")
+    assert first.superseded_by == "p2" and second.superseded_by is None
+    assert talks.newer(first) is second
     before, now = talks.exchanges(first.talk)  # whoever asked may show at once how the first has ended
     assert before.replies[0].status == "stopped" and before.replies[0].text and now.running
     generator.gate.set()
     *_, last = second.watch()
     *_, stopped = first.watch()
     assert not last.running and stopped.replies[0].status == "stopped"
-    assert first.superseded  # also when the newer one has ended first
+    assert talks.newer(first) is None
     assert [v.question for v in talks.exchanges(first.talk)] == ["What does a ticket cost?", "And for a child?"]
