@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -66,7 +67,9 @@ def served(service: Service, chromium: str, model: Any = None) -> Iterator[Site]
     """The page of a service in a browser; checked for requests to others at the end."""
     from apps.server import launch
 
-    page, url = launch(service)
+    with socket.create_server(("127.0.0.1", 0)) as free:  # not the first free one: other tests begin at this moment
+        port = int(free.getsockname()[1])
+    page, url = launch(service, port=port)
     try:
         with chrome(chromium) as browser:
             site = Site(url, service, model, browser)
