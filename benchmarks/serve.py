@@ -1,26 +1,33 @@
-"""Many people at once: our server against a plain `gr.ChatInterface` over `generate`, turn by turn in one process.
+"""Many people at once: our server against a plain `gr.ChatInterface` over `generate`, turn by turn.
 
 Each client asks `--turns` questions, one after the other with its history, about the sample handbook; both sides get
 the same five passages in the same prompt, greedy, up to `--max-new-tokens`. Their side is what a user would write: the
 model as `from_pretrained` gives it, one `model.generate` for each message, Gradio's own queue with its defaults, asked
-through `gradio_client`. Ours is `ragtune chat`, asked through `/v1/chat/completions` with `stream`. Loading is not
-counted. As the plain side answers one after the other, it is measured with fewer clients (`--plain-clients`).
-`--minutes` keeps our server under load for that long and tells whether its memory grows.
+through `gradio_client`. Ours is what `ragtune chat` serves, asked through `/v1/chat/completions` with `stream`. Each is
+a process of its own, started as its users start it: ours requests large pages of memory (apps/huge_pages.py), a plain
+script does not. Loading is not counted. As the plain side answers one after the other, it is measured with fewer
+clients (`--plain-clients`).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import os
+import socket
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from apps.huge_pages import VARIABLE, request_huge_pages
 
 K = 5
 SAMPLE = Path(__file__).resolve().parents[1] / "samples" / "handbook"
@@ -73,16 +80,20 @@ def crowd(clients: int, side: Side, talk: Callable[[int], None]) -> None:
     side.seconds += time.perf_counter() - began
 
 
-def plain_page(retriever: Any, answer: Any, max_new_tokens: int) -> tuple[Any, str, Any]:
-    """The textbook page: retrieve, template, generate. Returns it, its address and the tokenizer."""
+def serve_plain(index: Path, port: int, max_new_tokens: int) -> None:
+    """The textbook page: retrieve, template, generate. Each answer prints the tokens of its prompt and its own."""
     import gradio as gr
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from rag.index import Index
+    from rag.models import load_encoder
     from rag.names import resolve
     from rag.prompt import render
+    from rag.retrieve import Retriever
     from rag.types import Turn
 
+    retriever, answer = Retriever(Index.open(index, load_encoder("starter"))), answering(max_new_tokens)
     folder = str(resolve("starter", "generator").folder)
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     model.eval()
@@ -105,13 +116,59 @@ def plain_page(retriever: Any, answer: Any, max_new_tokens: int) -> tuple[Any, s
         with torch.inference_mode():
             out = model.generate(**ids, max_new_tokens=max_new_tokens, do_sample=False)
         new = out[0, ids["input_ids"].shape[1] :]
-        counted.append((int(ids["input_ids"].shape[1]), len(new)))
+        print(json.dumps([int(ids["input_ids"].shape[1]), len(new)]), flush=True)
         return str(tokenizer.decode(new, skip_special_tokens=True)).strip() or "-"
 
-    counted: list[tuple[int, int]] = []
     page = gr.ChatInterface(respond, api_name="chat", analytics_enabled=False)
-    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, share=False)
-    return page, url, counted
+    page.launch(server_name="127.0.0.1", server_port=port, quiet=True, share=False)
+
+
+def serve_ours(index: Path, port: int, max_new_tokens: int) -> None:
+    """What `ragtune chat` does, with room for all clients in the queue."""
+    from apps.server import Access, launch
+    from apps.service import Service, ServiceConfig
+
+    config = ServiceConfig(waiting=1000, answer_seconds=3600)
+    service = Service.open(index, answer=answering(max_new_tokens), config=config)
+    page, _ = launch(service, port=port, access=Access(log=None))
+    page.block_thread()
+
+
+def answering(max_new_tokens: int) -> Any:
+    """How both sides answer."""
+    from rag.answer import AnswerConfig
+
+    return AnswerConfig(k=K, context_tokens=2048, max_new_tokens=max_new_tokens, style="cited")
+
+
+@contextmanager
+def process_of(side: str, index: Path, max_new_tokens: int) -> Iterator[tuple[str, IO[str]]]:
+    """(address, what it printed) of a side in a process of its own, once it answers."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = int(free.getsockname()[1])
+    environ = {k: v for k, v in os.environ.items() if k != VARIABLE}
+    line = [sys.executable, "-m", "benchmarks.serve", "--side", side, "--index", str(index), "--port", str(port)]
+    line += ["--max-new-tokens", str(max_new_tokens)]
+    url = f"http://127.0.0.1:{port}/"
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(line, env=environ, stdout=said)
+        try:
+            while not _answers(url + ("health" if side == "ours" else "")):
+                if process.poll() is not None:
+                    raise RuntimeError(f"the server of {side} ended with {process.returncode}")
+                time.sleep(0.5)
+            yield url, said
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:  # not there yet, or (503) still loading
+        return False
 
 
 def ask_plain(url: str, questions: Sequence[str], turns: int, side: Side, i: int, ready: threading.Barrier) -> None:
@@ -157,32 +214,6 @@ def ask_ours(url: str, questions: Sequence[str], turns: int, side: Side, i: int)
             messages.append({"role": "assistant", "content": text})
 
 
-def memory() -> float:
-    """Resident memory of this process, MiB."""
-    import psutil
-
-    return float(psutil.Process().memory_info().rss / 2**20)
-
-
-def steady(url: str, questions: Sequence[str], minutes: float) -> list[float]:
-    """Memory every ten seconds while eight clients ask without a pause."""
-    end, side, seen = time.monotonic() + 60 * minutes, Side(), [memory()]
-
-    def talk(i: int) -> None:
-        turn = 0
-        while time.monotonic() < end:
-            ask_ours(url, questions[i + turn :] or questions, 1, side, 0)
-            turn += 1
-
-    watcher = threading.Thread(target=crowd, args=(8, side, talk))
-    watcher.start()
-    while watcher.is_alive():
-        watcher.join(10)
-        seen.append(memory())
-    print(f"{side.answers} answers, {side.lost} lost in {minutes:g} minutes", file=sys.stderr)
-    return seen
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--clients", type=int, default=50)
@@ -190,50 +221,52 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2, help="each side takes this many turns, alternating")
     parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--minutes", type=float, default=0.0, help="afterwards: our server under load for this long")
+    parser.add_argument("--side", choices=("ours", "theirs"), help=argparse.SUPPRESS)
+    parser.add_argument("--index", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.side == "ours":
+        request_huge_pages()
+        serve_ours(given.index, given.port, given.max_new_tokens)
+        return 0
+    if given.side == "theirs":
+        serve_plain(given.index, given.port, given.max_new_tokens)
+        return 0
 
-    from apps.server import Access, launch
-    from apps.service import Service, ServiceConfig
-    from rag.answer import AnswerConfig
     from rag.index import sync
     from rag.models import load_encoder
     from rag.questions import read_questions
 
-    answer = AnswerConfig(k=K, context_tokens=2048, max_new_tokens=given.max_new_tokens, style="cited")
     questions = [q.question for q in read_questions(SAMPLE / "test.jsonl")]
+    ours, theirs = Side(), Side()
     with tempfile.TemporaryDirectory() as folder:
-        sync(Path(folder) / "idx", [SAMPLE / "documents"], load_encoder("starter"))
-        config = ServiceConfig(waiting=10 * given.clients, answer_seconds=3600)
-        service = Service.open(Path(folder) / "idx", answer=answer, config=config)
-        page, url = launch(service, access=Access(log=None))
-        service.wait(600)
-        assert service.answerer is not None, service.state.message
-        plain, plain_url, counted = plain_page(service.answerer.retriever, answer, given.max_new_tokens)
-        ours, theirs = Side(), Side()
-        ask_ours(url, questions, 1, Side(), 0)  # warm-up
-        for turn in range(given.rounds):
-            sides = ("ours", "theirs") if turn % 2 else ("theirs", "ours")
-            for name in sides:
-                if name == "ours":
-                    crowd(given.clients, ours, lambda i: ask_ours(url, questions, given.turns, ours, i))
-                else:
-                    ready = threading.Barrier(given.plain_clients)
-                    crowd(
-                        given.plain_clients,
-                        theirs,
-                        lambda i, ready=ready: ask_plain(plain_url, questions, given.turns, theirs, i, ready),
-                    )
-                print(f"round {turn + 1}: {name} done, {memory():.0f} MiB", file=sys.stderr, flush=True)
-        theirs.prompt_tokens, theirs.new_tokens = (sum(c[i] for c in counted) for i in (0, 1))
-        plain.close(verbose=False)
-        seen = steady(url, questions, given.minutes) if given.minutes else []
-        page.close(verbose=False)
-    report(given, ours, theirs, seen)
+        index = Path(folder) / "idx"
+        sync(index, [SAMPLE / "documents"], load_encoder("starter"))
+        with (
+            process_of("ours", index, given.max_new_tokens) as (url, _),
+            process_of("theirs", index, given.max_new_tokens) as (plain_url, said),
+        ):
+            ask_ours(url, questions, 1, Side(), 0)  # warm-up
+            for turn in range(given.rounds):
+                for name in ("ours", "theirs") if turn % 2 else ("theirs", "ours"):
+                    if name == "ours":
+                        crowd(given.clients, ours, lambda i: ask_ours(url, questions, given.turns, ours, i))
+                    else:
+                        ready = threading.Barrier(given.plain_clients)
+                        crowd(
+                            given.plain_clients,
+                            theirs,
+                            lambda i, ready=ready: ask_plain(plain_url, questions, given.turns, theirs, i, ready),
+                        )
+                    print(f"round {turn + 1}: {name} done", file=sys.stderr, flush=True)
+            said.seek(0)
+            counted = [json.loads(line) for line in said if line.startswith("[")]
+            theirs.prompt_tokens, theirs.new_tokens = (sum(c[i] for c in counted) for i in (0, 1))
+    report(given, ours, theirs)
     return 1 if ours.lost else 0
 
 
-def report(given: Any, ours: Side, theirs: Side, seen: Sequence[float]) -> None:
+def report(given: Any, ours: Side, theirs: Side) -> None:
     """The Markdown."""
     print("<!-- results -->")
     print(
@@ -261,13 +294,6 @@ def report(given: Any, ours: Side, theirs: Side, seen: Sequence[float]) -> None:
         f"\nTokens per second, prompts and answers together: {mine / other:.1f} times the plain page's; answers per "
         f"second: {ours.answers / ours.seconds / (theirs.answers / theirs.seconds):.1f} times."
     )
-    if seen:
-        half = seen[len(seen) // 2 :]
-        print(
-            f"\nMemory of our process under {given.minutes:g} minutes of load by 8 clients: {seen[0]:.0f} MiB at the "
-            f"beginning, {statistics.mean(half):.0f} MiB over the second half, {max(seen):.0f} MiB at most, "
-            f"{seen[-1]:.0f} MiB at the end."
-        )
     print("<!-- /results -->")
 
 
