@@ -28,6 +28,7 @@ __all__ = ["HOST", "POLICY", "Access", "choose_port", "is_free", "launch", "serv
 HOST = "127.0.0.1"
 FIRST_PORT = 7860
 PATIENCE = 1.5  # seconds
+SWITCH = 1e-4  # seconds; see `launch`
 _TRIES = 100
 
 
@@ -102,6 +103,9 @@ def launch(
     The models begin to load when a first visitor's page stands, or after `PATIENCE` seconds without one: both at once
     make the page wait for more than a second.
 
+    Sets the interpreter's switch interval to `SWITCH`: the model's thread gives the interpreter up at each of a thousand
+    products in a pass, and by default may wait 5 ms to have it back while a thread that sends answers has it.
+
     Raises as `choose_port`. `blocks.close()` ends it.
     """
     chosen = choose_port(port)
@@ -133,6 +137,7 @@ def launch(
         max_file_size=service.library.limits.file_bytes, enable_monitoring=False, ssr_mode=False, pwa=False,
         mcp_server=False, strict_cors=True, app_kwargs={"middleware": walls, "docs_url": None, "redoc_url": None},
     )  # fmt: skip
+    sys.setswitchinterval(SWITCH)
     service.start(PATIENCE)
     return page, address
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from apps.server import HOST, POLICY, choose_port, is_free, launch
+from apps.server import HOST, POLICY, SWITCH, choose_port, is_free, launch
 from apps.service import Loaders, Service
 from rag.errors import RagtuneError, UsageError
 from rag.index import sync
@@ -63,6 +64,10 @@ def test_it_listens_on_this_machine_alone_and_walls_every_response(server: tuple
     for path in ("", "config", "gradio_api/info", "static/fonts/IBMPlexSans/IBMPlexSans-Regular.woff2"):
         headers = httpx.get(url + path).headers
         assert headers["content-security-policy"] == POLICY and headers["x-content-type-options"] == "nosniff"
+
+
+def test_the_model_is_not_kept_waiting_by_those_who_send(server: tuple[str, Path]) -> None:
+    assert sys.getswitchinterval() == pytest.approx(SWITCH) and SWITCH < 0.005 / 10
 
 
 def test_the_policy_lets_nothing_out() -> None:
