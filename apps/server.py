@@ -103,8 +103,8 @@ def launch(
     The models begin to load when a first visitor's page stands, or after `PATIENCE` seconds without one: both at once
     make the page wait for more than a second.
 
-    Sets the interpreter's switch interval to `SWITCH`: the model's thread gives the interpreter up at each of a thousand
-    products in a pass, and by default may wait 5 ms to have it back while a thread that sends answers has it.
+    Sets the interpreter's switch interval to `SWITCH`: the model's thread gives the interpreter up at each of the
+    thousand products of a pass, and by default may wait 5 ms to have it back while a thread that sends answers has it.
 
     Raises as `choose_port`. `blocks.close()` ends it.
     """
