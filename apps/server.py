@@ -116,6 +116,7 @@ def launch(
     from apps import theme
     from apps.api import PATHS, Deps, build_api
     from apps.ui import build_page
+    from rag.hardware import compute_in_one_thread
 
     page = build_page(service)
     page.queue(default_concurrency_limit=4, max_size=64, api_open=False)
@@ -138,6 +139,7 @@ def launch(
         mcp_server=False, strict_cors=True, app_kwargs={"middleware": walls, "docs_url": None, "redoc_url": None},
     )  # fmt: skip
     sys.setswitchinterval(SWITCH)
+    compute_in_one_thread()
     service.start(PATIENCE)
     return page, address
 

@@ -18,6 +18,7 @@ from typing import Any
 from rag.decode import MIN_SHARED, Job, _advance
 from rag.errors import ConfigError
 from rag.generator import LocalGenerator
+from rag.hardware import compute
 from rag.packed import PackedBackend, Segment
 from rag.protocols import Decoding, Message
 
@@ -143,7 +144,7 @@ class BatchedGenerator(LocalGenerator):
                 self._arrived.clear()
             for lane in list(self._lanes.values()):
                 try:
-                    self._round(lane)
+                    compute(self._round, lane)
                 except BaseException as error:  # whatever it is, those who wait must hear of it
                     for ticket in (*lane.active, *lane.waiting):
                         ticket.pieces.put(error)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from rag.errors import ModelError, NumericalError
-from rag.hardware import pick_device, pick_dtype
+from rag.hardware import compute, pick_device, pick_dtype
 from rag.names import ModelFolder, resolve
 from rag.protocols import Progress
 from rag.starters import quiet, weights_fingerprint
@@ -113,10 +113,14 @@ class LocalEncoder:
             return
         ids = self._ids(texts)
         budget = self._batch_tokens
-        for rows in length_batches([len(row) for row in ids], budget):
+
+        def vectors(rows: list[int]) -> np.ndarray:
             with torch.inference_mode():
                 output = self._model(self._features([ids[row] for row in rows]))["sentence_embedding"]
-            yield rows, output.float().cpu().numpy()
+            return np.asarray(output.float().cpu().numpy())
+
+        for rows in length_batches([len(row) for row in ids], budget):
+            yield rows, compute(vectors, rows)
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         options = {"truncation": True, "max_length": self._window, "padding": False, "verbose": False}
