@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 VARIABLE = "GLIBC_TUNABLES"
@@ -26,7 +27,8 @@ def request_huge_pages() -> None:
     """
     value = tunables(os.environ, _read(MODE), _libc())
     if value is not None and sys.executable and sys.orig_argv:
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, VARIABLE: value})
+        with suppress(OSError):  # a sandbox that forbids it: everything works without, slower
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, VARIABLE: value})
 
 
 def tunables(environ: Mapping[str, str], mode: str, libc: str) -> str | None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SAVE_SECONDS = 1.0
 """Between two states of a growing answer on disk: what a killed server loses at most."""
 END_SECONDS = 5.0
-"""What the next question of a conversation waits at most for the end of the one before: that takes a tenth of one."""
+"""What the next question of a conversation waits at most for the end of the one before: a tenth of one is usual."""
 
 
 class Run(Watched[Exchange]):

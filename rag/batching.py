@@ -144,7 +144,7 @@ class BatchedGenerator(LocalGenerator):
                 self._arrived.clear()
             for lane in list(self._lanes.values()):
                 try:
-                    compute(self._round, lane)
+                    compute(self.device, self._round, lane)
                 except BaseException as error:  # whatever it is, those who wait must hear of it
                     for ticket in (*lane.active, *lane.waiting):
                         ticket.pieces.put(error)

@@ -120,7 +120,7 @@ class LocalEncoder:
             return np.asarray(output.float().cpu().numpy())
 
         for rows in length_batches([len(row) for row in ids], budget):
-            yield rows, compute(vectors, rows)
+            yield rows, compute(self.device, vectors, rows)
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         options = {"truncation": True, "max_length": self._window, "padding": False, "verbose": False}

@@ -71,20 +71,20 @@ def keep_freed_memory() -> bool:
 
 
 def compute_in_one_thread() -> None:
-    """From now on `compute` runs all work of this process in one thread: for a server, whose requests come in many.
+    """From now on `compute` runs all that the CPU computes in one thread: for a server, whose requests come in many.
 
     OpenMP keeps a team of workers for each thread that ever computed, and when there are more workers than processors
-    none of them waits actively any more: with thirty such threads, all idle, a prefill of the model's thread takes 1.2
-    times as long and a step 1.3 times.
+    none of them waits actively any more. What idle teams cost the one that works: `benchmarks/threads.py`.
     """
     global _one
     if _one is None:
         _one = ThreadPoolExecutor(1, thread_name_prefix=_COMPUTE)
 
 
-def compute(work: Callable[..., T], *given: Any) -> T:
-    """`work(*given)`: here, or in the one thread where `compute_in_one_thread` was called, after what waits there."""
-    if _one is None or threading.current_thread().name.startswith(_COMPUTE):
+def compute(device: torch.device, work: Callable[..., T], *given: Any) -> T:
+    """`work(*given)`: here, or, on the CPU of a process that called `compute_in_one_thread`, in that one thread, after
+    what waits there. Who calls must hold no lock that work in that thread takes."""
+    if _one is None or device.type != "cpu" or threading.current_thread().name.startswith(_COMPUTE):
         return work(*given)
     return _one.submit(work, *given).result()
 

@@ -48,6 +48,15 @@ def test_the_process_starts_again_as_itself(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(called) == 1
 
 
+def test_a_sandbox_that_forbids_it_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*how: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(huge_pages.os, "execve", forbidden)
+    monkeypatch.setattr(huge_pages, "tunables", lambda *_: ON)
+    assert huge_pages.request_huge_pages() is None
+
+
 @pytest.mark.skipif(
     tunables({}, huge_pages._read(MODE), huge_pages._libc()) is None,
     reason="not the choice of a program on this system",

@@ -37,6 +37,14 @@ def open_page(site: Site, **how: Any) -> Any:  # noqa: F811
     return site.open(**how)
 
 
+def ask_slowly(site: Site, page: Any) -> None:  # noqa: F811
+    """An answer that stays in its middle until the gate opens."""
+    site.model.gate.clear()
+    page.fill("#question textarea", "Tell me slowly about the blue boat")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#live-answers [data-status=writing]")
+
+
 def job(site: Site, name: str, kind: str, state: str, **more: Any) -> Path:  # noqa: F811
     """A job as it lies on disk; a running one is this process."""
     folder = site.service.library.folder
@@ -91,10 +99,7 @@ def test_conversations_are_listed_renamed_resumed_exported_and_deleted(site: Sit
 
 def test_an_answer_survives_a_reload_and_a_closed_tab(site: Site) -> None:  # noqa: F811
     page = open_page(site)
-    site.model.gate.clear()
-    page.fill("#question textarea", "Tell me slowly about the blue boat")
-    page.keyboard.press("Enter")
-    page.wait_for_selector("#live-answers [data-status=writing]")
+    ask_slowly(site, page)
     page.reload()
     page.wait_for_selector("#live-answers [data-status=writing] .rt-answer")
     assert page.is_visible("#stop")
@@ -110,10 +115,7 @@ def test_an_answer_survives_a_reload_and_a_closed_tab(site: Site) -> None:  # no
 
 def test_a_second_tab_goes_on_to_what_the_first_asks_next(site: Site) -> None:  # noqa: F811
     page = open_page(site)
-    site.model.gate.clear()
-    page.fill("#question textarea", "Tell me slowly about the blue boat")
-    page.keyboard.press("Enter")
-    page.wait_for_selector("#live-answers [data-status=writing]")
+    ask_slowly(site, page)
     second = page.context.new_page()
     second.goto(site.url)
     second.wait_for_selector("#live-answers [data-status=writing] .rt-answer")
@@ -134,10 +136,7 @@ def test_an_answer_is_not_written_into_a_conversation_opened_meanwhile(site: Sit
     ask(page, "What does a return ticket cost?")
     page.click(".rt-new")
     page.wait_for_selector("#welcome h2")
-    site.model.gate.clear()
-    page.fill("#question textarea", "Tell me slowly about the blue boat")
-    page.keyboard.press("Enter")
-    page.wait_for_selector("#live-answers [data-status=writing]")
+    ask_slowly(site, page)
     page.reload()  # what is followed from here on was not asked by this page
     page.wait_for_selector("#live-answers [data-status=writing] .rt-answer")
     page.click(".rt-talk:has-text('return ticket') .rt-talk-open")
