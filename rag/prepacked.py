@@ -11,6 +11,7 @@ import time
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
+from rag.fused import fuse
 from rag.hardware import machine_key
 from rag.starters import read_cache, write_cache
 
@@ -43,6 +44,7 @@ def prepack(model: Any) -> bool:
     for layer in layers:
         layer.kept = Kept()
         layer.forward = MethodType(_forward, layer)
+    fuse(model)
     return True
 
 
@@ -105,16 +107,22 @@ def product(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None = N
     return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")  # type: ignore[no-any-return]
 
 
+def held(layer: Any) -> torch.Tensor:
+    """The weight that a prepacked layer has now, laid out."""
+    weight = layer.weight
+    key = (weight.data_ptr(), weight._version)
+    found = layer.kept.get(key)
+    if found is None:
+        if len(layer.kept) >= KEPT:
+            layer.kept.pop(next(iter(layer.kept)))
+        found = layer.kept[key] = (weight.data, laid_out(weight.data))
+    return found[1]  # type: ignore[no-any-return]
+
+
 def _forward(self: Any, x: torch.Tensor) -> torch.Tensor:
     import torch
 
     weight = self.weight
     if torch.is_grad_enabled() or x.dtype != weight.dtype or not x.numel():
         return torch.nn.functional.linear(x, weight, self.bias)
-    key = (weight.data_ptr(), weight._version)
-    found = self.kept.get(key)
-    if found is None:
-        if len(self.kept) >= KEPT:
-            self.kept.pop(next(iter(self.kept)))
-        found = self.kept[key] = (weight.data, laid_out(weight.data))
-    return product(x, found[1], self.bias)
+    return product(x, held(self), self.bias)
