@@ -124,7 +124,7 @@ def launch(
     api = build_api(Deps(service, service.gate, metrics, door))
     walls = [
         Middleware(TrustedHostMiddleware, allowed_hosts=access.hosts),  # against DNS rebinding
-        Middleware(Walled),
+        Middleware(Walled, near=_is_loopback(access.host) and not access.asks),
         Middleware(Logged, metrics=metrics, log=access.log),
         Middleware(Guarded, door=door),
         Middleware(Bounded, upload_bytes=service.library.limits.batch_bytes),

@@ -44,15 +44,20 @@ UPLOAD = "/gradio_api/upload"
 
 
 class Walled:
-    """Adds the headers above to every response."""
+    """Adds the headers above to every response.
 
-    def __init__(self, app: App) -> None:
+    `near`: only browsers on this machine come. Then nothing is compressed: Gradio would compress each script anew for
+    every browser, which takes longer here than handing it over as it is.
+    """
+
+    def __init__(self, app: App, *, near: bool = False) -> None:
         self.app = app
+        self.headers = {**_HEADERS, "content-encoding": "identity"} if near else _HEADERS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def walled(message: Any) -> None:
             if message["type"] == "http.response.start":
-                ours = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
+                ours = [(name.encode(), value.encode()) for name, value in self.headers.items()]
                 message = {**message, "headers": [*message.get("headers", ()), *ours]}
             await send(message)
 

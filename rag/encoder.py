@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from rag.errors import ModelError, NumericalError
-from rag.hardware import compute, pick_device, pick_dtype
+from rag.hardware import compute, pick_device, pick_dtype, uncollected
 from rag.names import ModelFolder, resolve
 from rag.protocols import Progress
 from rag.starters import quiet, weights_fingerprint
@@ -196,6 +196,7 @@ def _settings(folder: Path) -> tuple[str, ...]:
     return tuple(path.read_text(encoding="utf-8") for path in paths if path.is_file())
 
 
+@uncollected()
 def load_encoder(name: str = "starter", *, device: str | None = None, dtype: Any = None) -> LocalEncoder:
     """The encoder of this name: "starter", a folder, or a hub id.
 

@@ -15,7 +15,7 @@ from rag.adapters import PARITY_PROMPTS, AdapterSet, Parity
 from rag.copying import CopyState, CopyTable, SpanTokens
 from rag.decode import Job, TextStream, run
 from rag.errors import ConfigError, ModelError
-from rag.hardware import pick_device, pick_dtype
+from rag.hardware import pick_device, pick_dtype, uncollected
 from rag.names import ModelFolder, resolve
 from rag.prepacked import prepack
 from rag.protocols import Decoding, Generation, Message, Progress, is_begun
@@ -312,6 +312,7 @@ def base_fingerprint(found: ModelFolder) -> str:
     return weights_fingerprint(found.folder, (config.read_text(encoding="utf-8"),) if config.is_file() else ())
 
 
+@uncollected()
 def base_model(
     name: str = "starter", *, dtype: Any = None, device: str | None = None, quantize: str | None = None
 ) -> tuple[Any, Any, str]:
@@ -327,6 +328,7 @@ def base_model(
     return model, tokenizer, base_fingerprint(found)
 
 
+@uncollected()
 def load_local_generator(name: str = "starter", *, device: str | None = None, dtype: Any = None) -> LocalGenerator:
     """The generator of this name on this machine."""
     found = resolve(name, "generator")

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import os
 import platform
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -68,6 +70,19 @@ def keep_freed_memory() -> bool:
     libc = ctypes.CDLL(None)
     # mallopt(3): M_TRIM_THRESHOLD, M_MMAP_THRESHOLD (the largest that is taken), M_ARENA_MAX
     return all(libc.mallopt(option, value) == 1 for option, value in ((-1, 1 << 30), (-3, 32 << 20), (-8, 2)))
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Garbage is not collected meanwhile: imports make many objects and no garbage, and looking through all of them
+    again and again took a fifth of the time in which torch, transformers and a model are loaded."""
+    swept = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if swept:
+            gc.enable()
 
 
 def compute_in_one_thread() -> None:

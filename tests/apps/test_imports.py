@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from apps.imports import quick_imports
+from rag.hardware import uncollected
 
 
 def test_gradio_comes_without_its_own_tools_and_stubs_and_nothing_stays_changed() -> None:
@@ -38,3 +39,20 @@ def test_a_failed_import_leaves_all_as_it_was() -> None:
         assert not gc.isenabled()
         import no_such_module  # type: ignore[import-not-found]  # noqa: F401
     assert (inspect.getfile, gc.isenabled(), sys.modules.get("mcp", "none")) == (find, swept, mcp)
+
+
+def test_garbage_is_collected_again_after_a_load_that_failed() -> None:
+    from rag.errors import UnknownModel
+    from rag.models import load_generator
+
+    assert gc.isenabled()
+    with pytest.raises(UnknownModel):
+        load_generator("no/such-model-anywhere")
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with uncollected(), uncollected():
+            assert not gc.isenabled()
+        assert not gc.isenabled(), "as it was before"
+    finally:
+        gc.enable()

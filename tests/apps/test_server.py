@@ -66,6 +66,12 @@ def test_it_listens_on_this_machine_alone_and_walls_every_response(server: tuple
         assert headers["content-security-policy"] == POLICY and headers["x-content-type-options"] == "nosniff"
 
 
+def test_what_stays_on_this_machine_is_not_compressed(server: tuple[str, Path]) -> None:
+    reply = httpx.get(server[0] + "theme.css", headers={"accept-encoding": "br, gzip"})
+    assert reply.headers["content-encoding"] == "identity"
+    assert len(reply.content) == int(reply.headers["content-length"]) > 10_000 and "--" in reply.text
+
+
 def test_the_model_is_not_kept_waiting_by_those_who_send(server: tuple[str, Path]) -> None:
     assert sys.getswitchinterval() == pytest.approx(SWITCH) and SWITCH < 0.005 / 10
 
