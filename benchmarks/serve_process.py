@@ -1,7 +1,8 @@
 """`ragtune chat` as a process of its own: how soon its page can be used, how often a page is redrawn, and its memory.
 
-Start: from the command to the moment in which the question can be typed in a headless Chromium, and in which the model
-is loaded; a few times. Redraws: changes of the page per second while an answer is streamed, the busiest second of
+Start: from the command to the moment in which the question can be typed in a headless Chromium that stands open, and in
+which the model is loaded; a few times, in turns with the least that Gradio can do, a `gr.ChatInterface` that repeats what
+it is told. Redraws: changes of the page per second while an answer is streamed, the busiest second of
 three answers. Memory (`benchmarks.serve_memory`): that of the server's process while eight clients ask without a pause.
 """
 
@@ -30,12 +31,23 @@ COUNTED = """() => { window.seen = [];
     {childList: true, subtree: true, characterData: true}); }"""
 
 
+PLAIN = """
+import sys
+import gradio as gr
+page = gr.ChatInterface(lambda message, history: message, analytics_enabled=False)
+page.launch(server_name="127.0.0.1", server_port=int(sys.argv[1]), quiet=True, share=False)
+"""
+OURS, THEIRS = "#question textarea:not([disabled])", "textarea:not([disabled])"
+
+
 @contextmanager
-def server(index: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, float]]:
-    """(process, address, when it was started) of a `ragtune chat`."""
+def server(index: Path | None) -> Iterator[tuple[subprocess.Popen[bytes], str, float]]:
+    """(process, address, when it was started) of a `ragtune chat`; without an index, of the plain page."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])
-    line = [sys.executable, "-m", "apps.cli", "chat", str(index), "--port", str(port), "-q"]
+    line = [sys.executable, "-c", PLAIN, str(port)]
+    if index is not None:
+        line = [sys.executable, "-m", "apps.cli", "chat", str(index), "--port", str(port), "-q"]
     began = time.perf_counter()
     process = subprocess.Popen(line, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -62,18 +74,24 @@ def answers_http(process: subprocess.Popen[bytes], url: str) -> None:
 
 def starts(index: Path, browser: Any, times: int) -> dict[str, list[float]]:
     """Seconds from the command to each stage."""
-    found: dict[str, list[float]] = {"the server answers": [], "a question can be typed": [], "the model is loaded": []}
+    found: dict[str, list[float]] = {}
     for _ in range(times):
-        with server(index) as (process, url, began):
-            answers_http(process, url)
-            found["the server answers"].append(time.perf_counter() - began)
+        for name, which, box in (("plain page", None, THEIRS), ("ragtune chat", index, OURS)):
             page = browser.new_page()
-            page.goto(url)
-            box = page.wait_for_selector("#question textarea:not([disabled])", timeout=120_000)
-            box.fill("When does the ferry leave?")
-            found["a question can be typed"].append(time.perf_counter() - began)
-            page.wait_for_selector(READY, timeout=600_000)
-            found["the model is loaded"].append(time.perf_counter() - began)
+            page.goto("about:blank")
+            with server(which) as (process, url, began):
+
+                def seen(what: str, name: str = name, began: float = began) -> None:
+                    found.setdefault(f"{name}: {what}", []).append(time.perf_counter() - began)
+
+                answers_http(process, url)
+                seen("the server answers")
+                page.goto(url, wait_until="commit")
+                page.wait_for_selector(box, timeout=120_000).fill("When does the ferry leave?")
+                seen("a question can be typed")
+                if which is not None:
+                    page.wait_for_selector(READY, timeout=600_000)
+                    seen("the model is loaded")
             page.close()
     return found
 
