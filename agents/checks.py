@@ -113,7 +113,11 @@ class Forgetting:
 
 @dataclass
 class GeneralSuite:
-    """Asks the general questions of a generator with and without adapters; the base is asked once."""
+    """Asks the general questions of a generator with and without adapters; the base is asked once.
+
+    They are asked as a chat, the way in which the model was taught what it knows: as plain text to be continued an
+    untouched small model answers a third of them with nothing, and then there is little to forget.
+    """
 
     generator: Generator
     config: AnswerConfig
@@ -143,9 +147,12 @@ class GeneralSuite:
         """Right or wrong for each question, and log-probabilities of the references without the end of the turn."""
         asked = [question for question, _ in GENERAL]
         arm = "base" if adapter is None else "tuned"
-        # Worked examples are given to untuned models only; before and after must see the same prompt.
-        config = replace(self.config, style="short") if self.config.style == "examples" else self.config
-        answerer = Answerer(self.generator, None, config, adapters={} if adapter is None else {"tuned": adapter})
+        answerer = Answerer(
+            self.generator,
+            None,
+            replace(self.config, style="cited"),
+            adapters={} if adapter is None else {"tuned": adapter},
+        )
         answers = answerer.answer_many(asked, arm=arm)
         right = [metrics.match(plain_text(a), gold) for a, (_, gold) in zip(answers, GENERAL, strict=True)]
         prompts = [answerer.render(question, (), arm=arm).messages for question in asked]
