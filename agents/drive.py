@@ -47,8 +47,8 @@ def drive_many(
     done: Callable[[int, Outcome, list[Step]], None] | None = None,
     progress: Progress | None = None,
 ) -> list[Outcome]:
-    """Many runs, as many at a time as the speaker has rows: the model answers them side by side, and their tools work
-    at the same time. `done` is told of each run that ends, in the order in which they end."""
+    """Many runs, as many at a time as the speaker has rows: in each round the model answers all of them at once, and
+    their tools work at the same time. `done` is told of each run that ends, in the order in which they end."""
     outcomes: dict[int, Outcome] = {}
     waiting = list(range(len(runs)))
     rows: dict[int, _Active] = {}
@@ -60,8 +60,8 @@ def drive_many(
         pending = {row: active.signal for row, active in rows.items()}
         replies = _answer_all(pending, rows, talker, vote)
         for row, active in list(rows.items()):
-            if row in replies:
-                active.send(replies[row])
+            if active.outcome is None:
+                active.send(replies.get(row))
             if active.outcome is not None:
                 outcomes[active.number] = active.outcome
                 del rows[row]
@@ -97,12 +97,14 @@ class _Active:
 def _answer_all(
     pending: Mapping[int, Signal | None], rows: Mapping[int, _Active], talker: Speaker, vote: Voter
 ) -> dict[int, Any]:
-    """Answers to some: first to those who wait for a tool or a vote, so that they then speak with the others."""
-    calls = {row: signal for row, signal in pending.items() if isinstance(signal, Call)}
-    replies: dict[int, Any] = dict(_call_all(calls, rows))
-    replies.update({row: vote(signal) for row, signal in pending.items() if isinstance(signal, Vote)})
+    replies: dict[int, Any] = {}
     asks = {row: signal for row, signal in pending.items() if isinstance(signal, Ask)}
-    return replies if replies or not asks else dict(talker.some(asks))
+    if asks:
+        replies.update(talker.complete(asks))
+    calls = {row: signal for row, signal in pending.items() if isinstance(signal, Call)}
+    replies.update(_call_all(calls, rows))
+    replies.update({row: vote(signal) for row, signal in pending.items() if isinstance(signal, Vote)})
+    return replies
 
 
 def _call_all(calls: Mapping[int, Call], rows: Mapping[int, _Active]) -> dict[int, ToolResult]:

@@ -8,7 +8,6 @@ is given a new question keeps the instruction it shares with the old one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from agents.loop import Ask, Said, Traits
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 
 DRAFT, DRAFTING_ROWS = 8, 2
 """Most tokens of a draft, and most rows for which drafts are made."""
-ENOUGH = 0.25
-"""Share of the rows that speak after which those that are done go on, while the others have not ended."""
 
 
 class Speaker(Protocol):
@@ -37,10 +34,6 @@ class Speaker(Protocol):
 
     def complete(self, asks: Mapping[int, Ask]) -> dict[int, Said]:
         """What the model says to each."""
-        ...
-
-    def some(self, asks: Mapping[int, Ask]) -> dict[int, Said]:
-        """What it says to at least one of them; the others are to be asked again, with the same object, and go on."""
         ...
 
 
@@ -63,17 +56,6 @@ class PlainSpeaker:
         made = self.generator.generate([list(a.messages) for a in asks.values()], decodings)
         return {row: Said(g.text.strip(), g.tokens_in, g.tokens_out) for row, g in zip(asks, made, strict=True)}
 
-    some = complete
-
-
-@dataclass(frozen=True, slots=True)
-class _Speech:
-    """What a row is saying, and how many tokens it had to read for it."""
-
-    ask: Ask
-    job: Job
-    read: int
-
 
 class CachedSpeaker:
     """A local model on a `Stepper`: rows side by side, each token step for all of them at once."""
@@ -85,18 +67,11 @@ class CachedSpeaker:
         self.traits = Traits(generator.count_tokens, continues=True, chooses=True)
         self.stepper = Stepper(generator, rows=rows, capacity=capacity)
         self.read = 0  # tokens that went through the model as text
-        self._speeches: dict[int, _Speech] = {}  # not ended
 
     def complete(self, asks: Mapping[int, Ask]) -> dict[int, Said]:
         choosing = {row: ask for row, ask in asks.items() if ask.options}
         speaking = {row: ask for row, ask in asks.items() if not ask.options}
-        return {**self._choose(choosing), **self._speak(speaking, len(speaking))}
-
-    def some(self, asks: Mapping[int, Ask]) -> dict[int, Said]:
-        choosing = {row: ask for row, ask in asks.items() if ask.options}
-        if choosing:  # one pass, and they speak with the others
-            return self._choose(choosing)
-        return self._speak(asks, max(1, round(ENOUGH * len(asks))))
+        return {**self._choose(choosing), **self._speak(speaking)}
 
     def _ids(self, ask: Ask, more: str = "") -> list[int]:
         begun: list[Message] = [{"role": "assistant", "content": ask.begun + more}] if ask.begun + more else []
@@ -151,14 +126,35 @@ class CachedSpeaker:
                     left[row] = kept
         return out
 
-    def _speak(self, asks: Mapping[int, Ask], enough: int) -> dict[int, Said]:
-        """Speak until `enough` of them have ended."""
+    def _speak(self, asks: Mapping[int, Ask]) -> dict[int, Said]:
+        from rag.decode import Job, TextStream
+
         if not asks:
             return {}
-        begun = self._speeches
-        self._begin({row: ask for row, ask in asks.items() if row not in begun or begun[row].ask is not ask})
-        jobs = {row: begun[row].job for row in asks}
-        while len(active := {row: job for row, job in jobs.items() if not job.done}) > len(asks) - enough:
+        import numpy as np
+
+        jobs: dict[int, Job] = {}
+        prompts = {row: self._ids(ask) for row, ask in asks.items()}
+        for row, ask in asks.items():
+            room = self.stepper.capacity - len(prompts[row])
+            if room < 1:
+                raise ConfigError(
+                    f"The conversation has {len(prompts[row])} tokens; at most {self.stepper.capacity - 1} fit here. "
+                    "Ask a shorter question, or raise context_tokens."
+                )
+            random = np.random.default_rng(ask.seed) if ask.temperature > 0 else None
+            decoding = Decoding(ask.max_tokens, ask.stop, ask.temperature, ask.seed)
+            jobs[row] = Job(
+                row,
+                prompts[row],
+                decoding,
+                min(ask.max_tokens, room),
+                TextStream(self.generator.tokenizer),
+                random=random,
+            )
+        logits, read = self._sync(prompts)
+        self._take_all(jobs, asks, logits)
+        while active := {row: job for row, job in jobs.items() if not job.done}:
             drafts = self._drafts(active)
             if drafts:
                 said = self.stepper.check({row: [job.out[-1], *drafts[row]] for row, job in active.items()})
@@ -166,34 +162,7 @@ class CachedSpeaker:
                     self._accept(job, asks[row], drafts[row], behind)
             else:
                 self._take_all(active, asks, self.stepper.step({row: job.out[-1] for row, job in active.items()}))
-        ended = {row: begun.pop(row) for row, job in jobs.items() if job.done}
-        return {row: Said(s.job.text.strip(), s.read, len(s.job.out)) for row, s in ended.items()}
-
-    def _begin(self, asks: Mapping[int, Ask]) -> None:
-        """Read what each is asked, and say its first token."""
-        if not asks:
-            return
-        prompts = {row: self._ids(ask) for row, ask in asks.items()}
-        jobs = {row: self._job(row, ask, prompts[row]) for row, ask in asks.items()}
-        logits, read = self._sync(prompts)
-        self._take_all(jobs, asks, logits)
-        self._speeches.update({row: _Speech(ask, jobs[row], read[row]) for row, ask in asks.items()})
-
-    def _job(self, row: int, ask: Ask, prompt: Sequence[int]) -> Job:
-        import numpy as np
-
-        from rag.decode import Job, TextStream
-
-        room = self.stepper.capacity - len(prompt)
-        if room < 1:
-            raise ConfigError(
-                f"The conversation has {len(prompt)} tokens; at most {self.stepper.capacity - 1} fit here. "
-                "Ask a shorter question, or raise context_tokens."
-            )
-        random = np.random.default_rng(ask.seed) if ask.temperature > 0 else None
-        decoding = Decoding(ask.max_tokens, ask.stop, ask.temperature, ask.seed)
-        stream = TextStream(self.generator.tokenizer)
-        return Job(row, prompt, decoding, min(ask.max_tokens, room), stream, random=random)
+        return {row: Said(job.text.strip(), read[row], len(job.out)) for row, job in jobs.items()}
 
     def _take_all(self, jobs: Mapping[int, Job], asks: Mapping[int, Ask], logits: torch.Tensor) -> None:
         """The next token of each job, from [jobs, vocabulary]."""

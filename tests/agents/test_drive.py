@@ -58,30 +58,6 @@ def test_what_is_said_is_what_generate_says(generator: Any) -> None:
             assert said[row].text == generator.generate([prompt], Decoding(8))[0].text.strip()
 
 
-def test_who_is_done_goes_on_while_the_others_speak(generator: Any) -> None:
-    """The words are those of runs that wait for each other; a row that is asked something new forgets what it said."""
-    more = [*CHAT, {"role": "assistant", "content": "Thought: I look."}, {"role": "user", "content": "Observation: 7."}]
-    asks = {0: Ask(CHAT, "Thought:", 3), 1: Ask(CHAT, "Thought:", 14), 2: Ask(more, "Thought:", 9)}
-    whole = CachedSpeaker(generator, rows=3, capacity=400).complete(asks)
-    talker = CachedSpeaker(generator, rows=3, capacity=400)
-    found, order = {}, []
-    while len(found) < 3:
-        left = {row: ask for row, ask in asks.items() if row not in found}
-        said = talker.some(left)
-        assert said, "one of them at least"
-        order.append(sorted(said))
-        found.update(said)
-    assert {row: (said.text, said.tokens_out) for row, said in found.items()} == {
-        row: (said.text, said.tokens_out) for row, said in whole.items()
-    }
-    assert order == [[0], [2], [1]]
-    talker.some({0: Ask(CHAT, "Thought:", 2), 1: Ask(CHAT, "Thought:", 14)})
-    new = {1: Ask(more, "Action: search[", 5)}
-    assert talker.some(new)[1].text == CachedSpeaker(generator, rows=2, capacity=400).complete(new)[1].text
-    mixed = {0: Ask(CHAT, "Thought: x\nAction:", 8, options=(" search[", " finish[")), 1: Ask(CHAT, "Thought:", 4)}
-    assert list(talker.some(mixed)) == [0], "a choice is one pass"
-
-
 def test_only_what_is_new_is_read(generator: Any) -> None:
     talker = CachedSpeaker(generator, rows=1, capacity=400)
     first = talker.complete({0: Ask(CHAT, "Thought:", 6)})[0]
