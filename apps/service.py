@@ -27,7 +27,7 @@ from apps.strings import ENGLISH, Words
 from apps.uploads import UploadLimits
 from apps.views import ArmChoice, DecisionView, Exchange, ModelState, Reply, ReplyStatus, Upload
 from rag.errors import AdapterMismatch, ConfigError, RagtuneError, UsageError
-from rag.modes import BUILTIN, Mode
+from rag.modes import Mode
 from rag.types import ALL_ARMS, ARMS, MODE_ARMS, Turn
 
 if TYPE_CHECKING:
@@ -227,8 +227,8 @@ class Service:
         return out
 
     def _modes(self) -> list[str]:
-        known = set(BUILTIN) | set(self._answerer.modes if self._answerer is not None else ())
-        return [a for a in MODE_ARMS if a in known and (a not in OWN_ADAPTER or a in self.adapters)]
+        """Known before the model is: the page of the first visitor is drawn while it loads."""
+        return [arm for arm in MODE_ARMS if arm not in OWN_ADAPTER or arm in self.adapters]
 
     def _own_modes(self) -> dict[str, Mode]:
         """The modes that live outside `rag`: the agent where it has an adapter, and the router."""

@@ -556,3 +556,16 @@ def test_a_long_document_is_opened_around_its_span(make: Make, tmp_path: Path) -
     assert view.text[view.start - view.offset : view.end - view.offset] == "Line 3000"
     wild = service.library.open("uploads/long.txt", -5, 10**9)
     assert (wild.start, wild.end, wild.offset) == (0, len(whole), 0)
+
+
+def test_an_arm_of_its_own_adapter_is_offered_before_the_model_is_there(index: Path, tmp_path: Path) -> None:
+    """A first visitor's page is drawn while the model loads."""
+    loaders = Loaders(lambda _: ENCODER, lambda _: FakeGenerator())
+
+    def offered(adapters: dict[str, Path]) -> set[str]:
+        service = Service.open(index, loaders=loaders, adapters=adapters)
+        assert service.state.phase != "ready"
+        return {choice.arm for choice in service.arms() if choice.available}
+
+    assert {"rag", "self-rag"} <= offered({}) and not {"agent", "ra-dit"} & offered({})
+    assert "agent" in offered({"agent": tmp_path}) and "ra-dit" not in offered({"agent": tmp_path})
