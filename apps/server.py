@@ -56,6 +56,11 @@ class Access:
         return self.door is not None and not self.door.open
 
     @property
+    def near(self) -> bool:
+        """Whether only browsers on this machine come: with a login, a proxy here may stand for others."""
+        return _is_loopback(self.host) and not self.asks
+
+    @property
     def hosts(self) -> list[str]:
         """Names under which a browser may call the server; any, where a login protects it."""
         return ["127.0.0.1", "localhost", "[::1]"] if _is_loopback(self.host) else ["*"]
@@ -124,7 +129,7 @@ def launch(
     api = build_api(Deps(service, service.gate, metrics, door))
     walls = [
         Middleware(TrustedHostMiddleware, allowed_hosts=access.hosts),  # against DNS rebinding
-        Middleware(Walled, near=_is_loopback(access.host) and not access.asks),
+        Middleware(Walled, near=access.near),
         Middleware(Logged, metrics=metrics, log=access.log),
         Middleware(Guarded, door=door),
         Middleware(Bounded, upload_bytes=service.library.limits.batch_bytes),

@@ -1,9 +1,9 @@
 """`ragtune chat` as a process of its own: how soon its page can be used, how often a page is redrawn, and its memory.
 
 Start: from the command to the moment in which the question can be typed in a headless Chromium that stands open, and in
-which the model is loaded; a few times, in turns with the least that Gradio can do, a `gr.ChatInterface` that repeats what
-it is told. Redraws: changes of the page per second while an answer is streamed, the busiest second of
-three answers. Memory (`benchmarks.serve_memory`): that of the server's process while eight clients ask without a pause.
+which the model is loaded; a few times, in turns with the least that Gradio can do, a `gr.ChatInterface` that repeats
+what it is told. Redraws: changes of the page per second while an answer is streamed, the busiest second of three
+answers. Memory (`benchmarks.serve_memory`): that of the server's process while eight clients ask without a pause.
 """
 
 from __future__ import annotations

@@ -52,17 +52,11 @@ def seconds(work: Callable[[], Any], times: int) -> float:
     return statistics.median(found)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--others", type=int, default=30)
-    parser.add_argument("--pairs", type=int, default=4)
-    given = parser.parse_args()
-
-    from rag.generator import load_local_generator
+def passes(model: Any, turns: int) -> dict[str, tuple[Callable[[], Any], int]]:
+    """What is timed, and how often in a turn; there is room for so many turns."""
     from rag.packed import PackedBackend, Segment
 
-    generator = load_local_generator("starter")
-    backend = PackedBackend(generator.model, slots=STREAMS, capacity=LENGTH + STEPS * 2 * given.pairs * 2 + 64)
+    backend = PackedBackend(model, slots=STREAMS, capacity=LENGTH + STEPS * 2 * turns + 64)
     ids = [(i * 37) % 40_000 + 100 for i in range(LENGTH)]
 
     def prompts(first: int = 0) -> None:
@@ -74,7 +68,18 @@ def main() -> int:
 
     for slot in range(0, STREAMS, 2):
         prompts(slot)
-    work = {"two prompts of 1,000 tokens": (prompts, PASSES), f"a step of {STREAMS} streams": (step, STEPS)}
+    return {"two prompts of 1,000 tokens": (prompts, PASSES), f"a step of {STREAMS} streams": (step, STEPS)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--others", type=int, default=30)
+    parser.add_argument("--pairs", type=int, default=4)
+    given = parser.parse_args()
+
+    from rag.generator import load_local_generator
+
+    work = passes(load_local_generator("starter").model, 2 * given.pairs)
     found: dict[str, dict[int, list[float]]] = {name: {0: [], given.others: []} for name in work}
     for turn in range(given.pairs):
         for others in (0, given.others) if turn % 2 == 0 else (given.others, 0):

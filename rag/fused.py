@@ -1,9 +1,10 @@
 """Steps of a layer that the processor does in one pass: the gated MLP's activation and product, and RMSNorm's scaling.
 
-In a long prompt a quarter of the time goes to steps between the products, each of which reads and writes everything
-once more. The gate's activation and the product of both halves become part of oneDNN's products (rounded to bf16 once,
-where the model's own code rounds three times), and RMSNorm works in place. Only what was prepacked (`rag.prepacked`) is
-changed, and only where a trial gives what the model's own code gives; passes that want gradients go the ordinary way.
+In a long prompt much of the time goes to steps between the products, each of which reads and writes everything once
+more (what this brings: `benchmarks/fused.py`). The gate's activation and the product of both halves become part of
+oneDNN's products (rounded to bf16 once, where the model's own code rounds three times), and RMSNorm works in place.
+Only what was prepacked (`rag.prepacked`) is changed, and only where a trial gives what the model's own code gives;
+passes that want gradients go the ordinary way.
 """
 
 from __future__ import annotations
@@ -47,9 +48,10 @@ def _rms(module: Any) -> bool:
 
 
 def _linear(layer: Any) -> Any:
-    """The prepacked linear layer without bias that this is, or that an adapter wraps which is off; else None."""
+    """The prepacked linear layer without bias that this is, or that stands for it with an adapter around it: one that
+    is off, or whose product the weight holds already; else None."""
     if hasattr(layer, "base_layer"):
-        return _linear(layer.base_layer) if layer.disable_adapters and not layer.merged else None
+        return _linear(layer.base_layer) if layer.disable_adapters != layer.merged else None
     return layer if hasattr(layer, "kept") and layer.bias is None else None
 
 
@@ -57,19 +59,14 @@ def _agrees(module: Any, forward: Any) -> bool:
     """Whether both ways give the same on numbers drawn at random, but for rounding."""
     import torch
 
-    width = (module.gate_proj if _gated(module) else module).weight.shape[-1]
-    x = torch.randn(1, 40, width, generator=torch.Generator().manual_seed(0)).to(module_dtype(module))
+    weight = (module.gate_proj if _gated(module) else module).weight
+    x = torch.randn(1, 40, weight.shape[-1], generator=torch.Generator().manual_seed(0)).to(weight.dtype)
     with torch.inference_mode():
         try:
             theirs, ours = type(module).forward(module, x).float(), forward(module, x).float()
         except (RuntimeError, NotImplementedError, AttributeError):  # no such kernel, or a module of another make
             return False
         return bool((ours - theirs).abs().max() <= TOLERANCE * theirs.abs().max())
-
-
-def module_dtype(module: Any) -> torch.dtype:
-    """Of its first parameter."""
-    return next(module.parameters()).dtype  # type: ignore[no-any-return]
 
 
 def _mlp(self: Any, x: torch.Tensor) -> torch.Tensor:

@@ -74,8 +74,8 @@ def keep_freed_memory() -> bool:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Garbage is not collected meanwhile: imports make many objects and no garbage, and looking through all of them
-    again and again took a fifth of the time in which torch, transformers and a model are loaded."""
+    """Garbage is not collected meanwhile: importing torch, transformers and a model makes many objects and no garbage,
+    and all of them would be looked through again and again."""
     swept = gc.isenabled()
     gc.disable()
     try:

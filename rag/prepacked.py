@@ -108,7 +108,8 @@ def product(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None = N
 
 
 def held(layer: Any) -> torch.Tensor:
-    """The weight that a prepacked layer has now, laid out."""
+    """The weight that a prepacked layer has now, laid out. What writes into `weight.data` in place, as PEFT's `merge`
+    does, goes unseen once the weight was used: it must write into a copy, as `rag.adapters_tokens.fold` does."""
     weight = layer.weight
     key = (weight.data_ptr(), weight._version)
     found = layer.kept.get(key)

@@ -10,7 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from apps.server import HOST, POLICY, SWITCH, choose_port, is_free, launch
+from apps.auth import Door, set_password
+from apps.server import HOST, POLICY, SWITCH, Access, choose_port, is_free, launch
 from apps.service import Loaders, Service
 from rag.errors import RagtuneError, UsageError
 from rag.index import sync
@@ -70,6 +71,13 @@ def test_what_stays_on_this_machine_is_not_compressed(server: tuple[str, Path]) 
     reply = httpx.get(server[0] + "theme.css", headers={"accept-encoding": "br, gzip"})
     assert reply.headers["content-encoding"] == "identity"
     assert len(reply.content) == int(reply.headers["content-length"]) > 10_000 and "--" in reply.text
+
+
+def test_a_login_may_stand_before_a_proxy(tmp_path: Path) -> None:
+    set_password(tmp_path / "people", "anna", "a long password")
+    door = Door(passwords=tmp_path / "people")
+    assert Access().near
+    assert not Access(door=door).near and not Access(host="0.0.0.0", door=door).near
 
 
 def test_the_model_is_not_kept_waiting_by_those_who_send(server: tuple[str, Path]) -> None:

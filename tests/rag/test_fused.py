@@ -8,18 +8,11 @@ from typing import Any
 import pytest
 
 from rag import fused, prepacked
+from rag.adapters_tokens import fold
 
 torch = pytest.importorskip("torch")
 llama = pytest.importorskip("transformers.models.llama.modeling_llama")
-
-
-@pytest.fixture(autouse=True)
-def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    try:
-        prepacked.product(torch.ones(1, 16).bfloat16(), prepacked.laid_out(torch.ones(16, 16).bfloat16()))
-    except (RuntimeError, NotImplementedError, AttributeError) as error:
-        pytest.skip(f"no such kernel here: {error}")
-    monkeypatch.setattr(prepacked, "pays", lambda: True)
+pytestmark = pytest.mark.usefixtures("kernels")
 
 
 def block(act: str = "silu", *, bias: bool = False) -> Any:
@@ -82,7 +75,7 @@ def test_gradients_go_the_ordinary_way() -> None:
     assert torch.equal(model[0].weight.grad, plain[0].weight.grad)
 
 
-def test_an_adapter_takes_part_while_it_is_on() -> None:
+def test_an_adapter_takes_part_while_it_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
     peft = pytest.importorskip("peft")
     model = block()
     assert prepacked.prepack(model)
@@ -98,7 +91,13 @@ def test_an_adapter_takes_part_while_it_is_on() -> None:
         off = tuned(x)
         tuned.base_model.enable_adapter_layers()
         again = tuned(x)
+        assert fold(tuned, 1 << 20) is not None  # as adapters with tokens of their own are served
+        calls = []
+        monkeypatch.setattr(prepacked, "held", lambda layer, held=prepacked.held: calls.append(layer) or held(layer))
+        merged = tuned(x)
     assert torch.equal(off, alone) and torch.equal(on, again)
+    assert len(calls) == 3, "gate, up and down, in the fused way"
+    assert (merged - on).abs().max() <= 4 * fused.TOLERANCE * on.abs().max()
     assert (on - off).abs().max() > 0.1 * off.abs().max()
 
 

@@ -11,15 +11,7 @@ from rag import prepacked
 from rag.starters import read_cache
 
 torch = pytest.importorskip("torch")
-
-
-@pytest.fixture(autouse=True)
-def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    try:
-        prepacked.product(torch.ones(1, 16).bfloat16(), prepacked.laid_out(torch.ones(16, 16).bfloat16()))
-    except (RuntimeError, NotImplementedError, AttributeError) as error:
-        pytest.skip(f"no such kernel here: {error}")
-    monkeypatch.setattr(prepacked, "pays", lambda: True)
+pytestmark = pytest.mark.usefixtures("kernels")
 
 
 def made(*, bias: bool = True, dtype: Any = None) -> Any:
