@@ -19,6 +19,7 @@ from apps.metrics import Gate, Metrics
 from apps.service import Loaders, Service, ServiceConfig
 from apps.walls import Bounded, Forked, Guarded, Logged, Walled
 from rag.index import sync
+from tests.apps import calls
 from tests.conftest import CORPUS
 from tests.fakes import FakeEncoder, FakeGenerator
 
@@ -56,7 +57,7 @@ class Server:
 
     def line(self, text: str) -> str:
         """The last line of the log with this text; it is written just after the client has its answer."""
-        until = time.monotonic() + 5
+        until = time.monotonic() + calls.PATIENCE
         while not (found := [line for line in self.lines if text in line]) and time.monotonic() < until:
             time.sleep(0.02)
         return found[-1]
@@ -117,7 +118,7 @@ def test_a_streamed_completion_adds_up_and_ends(server: Server) -> None:
 
 def test_the_events_are_as_documented(server: Server) -> None:
     body = {"model": "rag", "messages": ASK, "stream": True}
-    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body) as reply:
+    with calls.stream("POST", f"{server.url}/v1/chat/completions", json=body) as reply:
         assert reply.headers["content-type"].startswith("text/event-stream")
         lines = [line for line in reply.iter_lines() if line]
     assert all(line.startswith("data: ") for line in lines) and lines[-1] == "data: [DONE]"
@@ -183,7 +184,7 @@ def test_temperature_seed_stop_and_length(server: Server) -> None:
     ],
 )
 def test_bad_requests_name_the_parameter(server: Server, change: dict[str, Any], param: str) -> None:
-    reply = httpx.post(f"{server.url}/v1/chat/completions", json={"model": "rag", "messages": ASK, **change})
+    reply = calls.post(f"{server.url}/v1/chat/completions", json={"model": "rag", "messages": ASK, **change})
     error = reply.json()["error"]
     assert reply.status_code == 400 and error["param"] == param and error["type"] == "invalid_request_error"
     assert set(error) == {"message", "type", "param", "code"} and error["message"]
@@ -191,11 +192,11 @@ def test_bad_requests_name_the_parameter(server: Server, change: dict[str, Any],
 
 def test_what_is_no_json_and_what_is_no_path(server: Server) -> None:
     assert (
-        httpx.post(f"{server.url}/v1/chat/completions", content=b"{").json()["error"]["message"].startswith("The body")
+        calls.post(f"{server.url}/v1/chat/completions", content=b"{").json()["error"]["message"].startswith("The body")
     )
-    assert httpx.post(f"{server.url}/v1/chat/completions", content=b"[]").status_code == 400
-    assert httpx.get(f"{server.url}/v1/nothing").json()["error"]["code"] == "unknown_url"
-    assert httpx.get(f"{server.url}/v1/chat/completions").status_code == 405
+    assert calls.post(f"{server.url}/v1/chat/completions", content=b"[]").status_code == 400
+    assert calls.get(f"{server.url}/v1/nothing").json()["error"]["code"] == "unknown_url"
+    assert calls.get(f"{server.url}/v1/chat/completions").status_code == 405
 
 
 def test_unknown_and_unavailable_models_are_404_for_the_client(server: Server) -> None:
@@ -236,9 +237,9 @@ def test_langchain_chats_and_embeds(server: Server) -> None:
 
 def test_health_metrics_and_the_log_without_a_word_of_text(server: Server) -> None:
     server.client().chat.completions.create(model="rag", messages=ASK)
-    health = httpx.get(f"{server.url}/health").json()
+    health = calls.get(f"{server.url}/health").json()
     assert health["status"] == "ok" and health["documents"] == 2 and health["waiting"] == 0
-    text = httpx.get(f"{server.url}/metrics").text
+    text = calls.get(f"{server.url}/metrics").text
     samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert float(samples['ragtune_answers_total{arm="rag",outcome="answered"}']) >= 1
     assert float(samples["ragtune_first_token_seconds_count"]) >= 1 and "process_resident_memory_bytes" in samples
@@ -292,13 +293,13 @@ def test_a_full_queue_is_429_with_retry_after_at_once(slow: tuple[Server, Slow])
     threads = [threading.Thread(target=one) for _ in range(2)]  # one runs, one waits
     for thread in threads:
         thread.start()
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while server.gate.load != (1, 1) and time.monotonic() < until:
         time.sleep(0.02)
     began = time.monotonic()
     with pytest.raises(openai.RateLimitError) as full:
         server.client().chat.completions.create(model="base", messages=ASK)
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 20  # at once; an answer would never come
     assert int(full.value.response.headers["retry-after"]) >= 1 and full.value.code == "queue_full"
     model.go.set()
     for thread in threads:
@@ -311,13 +312,13 @@ def test_a_client_that_leaves_frees_its_place(slow: tuple[Server, Slow], stream:
     server, model = slow
     body = {"model": "base", "messages": ASK, "stream": stream}
     if stream:
-        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body) as reply:
+        with calls.stream("POST", f"{server.url}/v1/chat/completions", json=body) as reply:
             next(reply.iter_lines())
     else:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=1.0)
-    assert model.begun.wait(5) and model.closed.wait(5) and not model.go.is_set()
-    until = time.monotonic() + 5
+    assert model.begun.wait(30) and model.closed.wait(30) and not model.go.is_set()
+    until = time.monotonic() + calls.PATIENCE
     while server.gate.load != (0, 0) and time.monotonic() < until:
         time.sleep(0.02)
     assert server.gate.load == (0, 0)
@@ -334,9 +335,9 @@ def test_an_answer_that_takes_too_long_is_ended(tmp_path: Path) -> None:
 
 
 def test_bodies_are_bounded(server: Server) -> None:
-    big = httpx.post(f"{server.url}/v1/chat/completions", content=b"x" * (5 * 2**20))
+    big = calls.post(f"{server.url}/v1/chat/completions", content=b"x" * (5 * 2**20))
     assert big.status_code == 413 and big.json()["error"]["code"] == "request_too_large"
-    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=10) as raw:
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=calls.PATIENCE) as raw:
         head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {2 * 2**30}\r\n\r\n"
         raw.sendall(head.encode())
         assert b" 413 " in raw.recv(100)  # two gigabytes are refused before a byte of them comes
@@ -346,7 +347,7 @@ def test_bodies_are_bounded(server: Server) -> None:
             yield b"x" * 100_000
 
     try:
-        grown = httpx.post(f"{server.url}/v1/chat/completions", content=chunks())
+        grown = calls.post(f"{server.url}/v1/chat/completions", content=chunks())
         assert grown.status_code == 413
     except (httpx.WriteError, httpx.ReadError, httpx.RemoteProtocolError):
         pass  # closed while we still wrote: also refused
@@ -371,12 +372,12 @@ def test_a_login_is_asked_for_and_the_key_is_name_and_password(locked: Server) -
         locked.client("anna:wrong password").models.list()
     assert locked.client("anna:correct horse").chat.completions.create(model="rag", messages=ASK).choices
     assert "user=anna" in locked.line("/v1/chat/completions 200")
-    assert httpx.get(f"{locked.url}/health").status_code == 200
-    assert httpx.get(f"{locked.url}/metrics").status_code == 401
+    assert calls.get(f"{locked.url}/health").status_code == 200
+    assert calls.get(f"{locked.url}/metrics").status_code == 401
 
 
 def test_a_browser_logs_in_and_out(locked: Server) -> None:
-    with httpx.Client(base_url=locked.url) as browser:
+    with httpx.Client(base_url=locked.url, timeout=calls.PATIENCE) as browser:
         assert browser.get("/").headers["location"] == "/login"
         assert "<form" in browser.get("/login").text
         wrong = browser.post("/login", data={"name": "<b>anna", "password": "nope nope"})
@@ -389,17 +390,17 @@ def test_a_browser_logs_in_and_out(locked: Server) -> None:
         browser.post("/logout")
         assert browser.get("/").status_code == 303
     forged = {"cookie": "ragtune_session=WyJhbm5hIiwgOTk5OTk5OTk5OV0=.00", "x-ragtune-user": "anna"}
-    assert httpx.get(locked.url, headers=forged).status_code == 303
+    assert calls.get(locked.url, headers=forged).status_code == 303
 
 
 def test_the_user_header_of_a_stranger_is_dropped(server: Server) -> None:
-    assert httpx.get(server.url, headers={"x-ragtune-user": "root"}).text == "page for local"
+    assert calls.get(server.url, headers={"x-ragtune-user": "root"}).text == "page for local"
 
 
 def test_ten_wrong_passwords_and_the_eleventh_waits(locked: Server) -> None:
     for _ in range(10):
-        assert httpx.post(f"{locked.url}/login", data={"name": "anna", "password": "guess guess"}).status_code == 401
-    late = httpx.post(f"{locked.url}/login", data={"name": "anna", "password": "correct horse"})
+        assert calls.post(f"{locked.url}/login", data={"name": "anna", "password": "guess guess"}).status_code == 401
+    late = calls.post(f"{locked.url}/login", data={"name": "anna", "password": "correct horse"})
     assert late.status_code == 429 and int(late.headers["retry-after"]) > 1
     with pytest.raises(openai.RateLimitError):
         locked.client("anna:guess number 12").models.list()

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from apps.auth import Door, set_password
@@ -15,6 +14,7 @@ from apps.server import HOST, POLICY, SWITCH, Access, choose_port, is_free, laun
 from apps.service import Loaders, Service
 from rag.errors import RagtuneError, UsageError
 from rag.index import sync
+from tests.apps import calls
 from tests.conftest import CORPUS
 from tests.fakes import FakeEncoder, FakeGenerator
 
@@ -63,12 +63,12 @@ def test_it_listens_on_this_machine_alone_and_walls_every_response(server: tuple
     url, _ = server
     assert url.startswith("http://127.0.0.1:")
     for path in ("", "config", "gradio_api/info", "static/fonts/IBMPlexSans/IBMPlexSans-Regular.woff2"):
-        headers = httpx.get(url + path).headers
+        headers = calls.get(url + path).headers
         assert headers["content-security-policy"] == POLICY and headers["x-content-type-options"] == "nosniff"
 
 
 def test_what_stays_on_this_machine_is_not_compressed(server: tuple[str, Path]) -> None:
-    reply = httpx.get(server[0] + "theme.css", headers={"accept-encoding": "br, gzip"})
+    reply = calls.get(server[0] + "theme.css", headers={"accept-encoding": "br, gzip"})
     assert reply.headers["content-encoding"] == "identity"
     assert len(reply.content) == int(reply.headers["content-length"]) > 10_000 and "--" in reply.text
 
@@ -89,7 +89,7 @@ def test_the_policy_lets_nothing_out() -> None:
 
 
 def test_another_host_name_is_refused(server: tuple[str, Path]) -> None:
-    assert httpx.get(server[0], headers={"host": "evil.example"}).status_code == 400
+    assert calls.get(server[0], headers={"host": "evil.example"}).status_code == 400
 
 
 @pytest.mark.parametrize(
@@ -107,10 +107,10 @@ def test_no_file_is_handed_out(server: tuple[str, Path], file: str) -> None:
     url, folder = server
     for name in (file, f"{folder}/{file}"):
         for route in ("gradio_api/file=", "file=", "gradio_api/proxy=", "gradio_api/file/"):
-            response = httpx.get(f"{url}{route}{name}")
+            response = calls.get(f"{url}{route}{name}")
             assert response.status_code >= 400 or not ("Korr" in response.text or "root:" in response.text)
 
 
 def test_no_handler_is_offered_as_an_interface(server: tuple[str, Path]) -> None:
-    info = httpx.get(server[0] + "gradio_api/info").json()
+    info = calls.get(server[0] + "gradio_api/info").json()
     assert info["named_endpoints"] == {} and info["unnamed_endpoints"] == {}
