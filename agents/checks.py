@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -88,8 +89,8 @@ def _some(items: Sequence[str]) -> str:
 class Forgetting:
     """The general questions before and after tuning: share answered, and mean log-probability of the right answer.
 
-    `answered` is normalised containment; the log-probability (natural log, for each token of the reference) does not
-    depend on how the model phrases its answer, and is None where the endpoint returns none.
+    Answered is what holds an accepted answer as whole words; the log-probability (natural log, for each token of the
+    reference) does not depend on how the model phrases its answer, and is None where the endpoint returns none.
     """
 
     arm: str
@@ -154,7 +155,7 @@ class GeneralSuite:
             adapters={} if adapter is None else {"tuned": adapter},
         )
         answers = answerer.answer_many(asked, arm=arm)
-        right = [metrics.match(plain_text(a), gold) for a, (_, gold) in zip(answers, GENERAL, strict=True)]
+        right = [float(holds(plain_text(a), gold)) for a, (_, gold) in zip(answers, GENERAL, strict=True)]
         prompts = [answerer.render(question, (), arm=arm).messages for question in asked]
         try:
             with self.generator.adapter(adapter):
@@ -165,11 +166,18 @@ class GeneralSuite:
         return np.array(right), np.array([float(np.mean(tokens[:-1])) for tokens in scored])
 
 
+def holds(said: str, accepted: Sequence[str]) -> bool:
+    """Whether one of the accepted answers stands in what was said, as whole words, in whatever case.
+
+    Whole words, for "ran" stands in "France" (`rag.metrics.match` compares longer references, as letters)."""
+    return any(re.search(rf"(?<!\w){re.escape(one)}(?!\w)", said, re.IGNORECASE) for one in accepted)
+
+
 GENERAL: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("What is the capital of France?", ("Paris",)),
     ("What is the capital of Japan?", ("Tokyo",)),
     ("What is the capital of Italy?", ("Rome",)),
-    ("On which continent is Egypt?", ("Africa",)),
+    ("On which continent is Egypt?", ("Africa", "African")),
     ("What is the largest ocean on Earth?", ("Pacific",)),
     ("What is the longest river in South America?", ("Amazon",)),
     ("Which planet is known as the Red Planet?", ("Mars",)),
@@ -190,11 +198,81 @@ GENERAL: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Who developed the theory of relativity?", ("Einstein",)),
     ("Who was the first president of the United States?", ("Washington",)),
     ("In which year did the Second World War end?", ("1945",)),
-    ("In which country is the Great Wall?", ("China",)),
+    ("In which country is the Great Wall?", ("China", "Chinese")),
     ("What is the main language of Brazil?", ("Portuguese",)),
     ("What is the opposite of hot?", ("cold", "cool")),
     ("What is the plural of mouse, the animal?", ("mice",)),
     ("Which organ pumps blood through the body?", ("heart",)),
     ("What colour do you get by mixing blue and yellow?", ("green",)),
+    ("What is the capital of Egypt?", ("Cairo",)),
+    ("What is the capital of Turkey?", ("Ankara",)),
+    ("What is the capital of Argentina?", ("Buenos Aires",)),
+    ("What is the capital of Australia?", ("Canberra",)),
+    ("What is the capital of Sweden?", ("Stockholm",)),
+    ("What is the capital of Thailand?", ("Bangkok",)),
+    ("On which continent is Germany?", ("Europe", "European")),
+    ("On which continent is the Sahara Desert?", ("Africa", "African")),
+    ("On which continent do penguins live in the wild?", ("Antarctica", "Antarctic")),
+    ("In which country are the pyramids of Giza?", ("Egypt",)),
+    ("In which country is the city of Barcelona?", ("Spain",)),
+    ("In which country is the city of Toronto?", ("Canada",)),
+    ("What is the main language of Argentina?", ("Spanish",)),
+    ("Which country has the largest area in the world?", ("Russia",)),
+    ("What is the smallest ocean on Earth?", ("Arctic",)),
+    ("What is the largest desert with hot sand in Africa?", ("Sahara",)),
+    ("On which river does London stand?", ("Thames",)),
+    ("Which sea lies between Europe and Africa?", ("Mediterranean",)),
+    ("What is the currency of Japan?", ("yen",)),
+    ("What is the currency of the United Kingdom?", ("pound", "pounds", "sterling")),
+    ("Which star is closest to the Earth?", ("Sun",)),
+    ("What goes round the Earth once a month?", ("Moon",)),
+    ("What is our galaxy called?", ("Milky Way",)),
+    ("What force pulls an apple to the ground?", ("gravity", "gravitational")),
+    ("What is the chemical formula of water?", ("H2O", "H₂O")),
+    ("What is the chemical formula of table salt?", ("NaCl",)),
+    ("Which element has the atomic number one?", ("hydrogen",)),
+    ("What is the hardest natural material?", ("diamond", "diamonds")),
+    ("What is steam made of?", ("water",)),
+    ("Which part of a plant takes water from the soil?", ("root", "roots")),
+    ("What is the green pigment of leaves called?", ("chlorophyll",)),
+    ("By which process do plants make food from light?", ("photosynthesis",)),
+    ("What do caterpillars turn into?", ("butterfly", "butterflies", "moth", "moths")),
+    ("What is a young frog called?", ("tadpole", "tadpoles")),
+    ("What is a group of wolves called?", ("pack", "packs")),
+    ("Which bird is a symbol of peace?", ("dove", "doves")),
+    ("What is the tallest animal on land?", ("giraffe", "giraffes")),
+    ("Which animal is called the king of the jungle?", ("lion", "lions")),
+    ("How many wings does a butterfly have?", ("four", "4")),
+    ("How many chambers does the human heart have?", ("four", "4")),
+    ("What is the largest organ of the human body?", ("skin",)),
+    ("Which vitamin does sunlight give us?", ("vitamin D", "D")),
+    ("What carries oxygen in the blood?", ("red blood cells", "hemoglobin", "haemoglobin")),
+    ("How many centimetres are there in a metre?", ("100", "one hundred", "hundred")),
+    ("How many grams are there in a kilogram?", ("1000", "1,000", "one thousand", "thousand")),
+    ("How many years are there in a century?", ("100", "one hundred", "hundred")),
+    ("How many are there in a dozen?", ("twelve", "12")),
+    ("How many sides does a pentagon have?", ("five", "5")),
+    ("How many degrees are there in a circle?", ("360",)),
+    ("What is ten plus ten?", ("20", "twenty")),
+    ("What is five times five?", ("25", "twenty-five", "twenty five")),
+    ("What is one hundred divided by four?", ("25", "twenty-five", "twenty five")),
+    ("What comes after nineteen?", ("20", "twenty")),
+    ("Who wrote Macbeth?", ("Shakespeare",)),
+    ("Who wrote The Adventures of Tom Sawyer?", ("Twain", "Clemens")),
+    ("Who wrote A Christmas Carol?", ("Dickens",)),
+    ("Who painted The Last Supper?", ("Leonardo", "da Vinci")),
+    ("Who composed The Magic Flute?", ("Mozart",)),
+    ("Who is said to have invented the practical light bulb?", ("Edison",)),
+    ("Who was president of the United States during its civil war?", ("Lincoln",)),
+    ("Which ship sank on its first voyage after it hit an iceberg?", ("Titanic",)),
+    ("In which year did the American colonies declare independence?", ("1776",)),
+    ("In which city is the Louvre?", ("Paris",)),
+    ("In which city are the Houses of Parliament of Britain?", ("London",)),
+    ("What is the opposite of day?", ("night",)),
+    ("What is the opposite of left?", ("right",)),
+    ("What is the plural of goose?", ("geese",)),
+    ("What is the past tense of run?", ("ran",)),
+    ("What colour are ripe tomatoes?", ("red",)),
+    ("Which season is the coldest?", ("winter",)),
 )
 """Short questions of general knowledge, with accepted answers; the first is the one whose probability is measured."""

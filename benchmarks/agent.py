@@ -81,15 +81,21 @@ class Bench:
 
     def agent_adapter(self, eta: float) -> tuple[Path, Any]:
         from tuning.recipes import agent
-        from tuning.train import train
+        from tuning.train import encode_rows, train
+        from tuning.trainer import plan_steps
 
         traces = self.demonstrations()
         general = agent.own_rows(self.generator) if eta < 1 else []
         rows, report = agent.agent_rows(traces, general, eta=eta, count_tokens=self.generator.count_tokens)
-        out = self.work / f"agent-{eta}-{self.given.minutes:g}min"
+        steps = self.given.steps
+        out = self.work / f"agent-{eta}-{f'{steps}steps' if steps else f'{self.given.minutes:g}min'}"
         if (out / "ragtune.json").is_file():
             return out, report
-        config = replace(agent.TRAIN, max_minutes=self.given.minutes)
+        config = replace(agent.TRAIN, max_minutes=None if steps else self.given.minutes)
+        if steps:  # of equally many tokens, so that how fast the machine is does not show
+            encoded, _ = encode_rows(rows, self.generator.tokenizer, max_seq_length=config.max_seq_length)
+            epoch = len(plan_steps([len(r.ids) for r in encoded], config.tokens_per_step, 1, config.seed))
+            config = replace(config, num_train_epochs=(steps - 0.5) / epoch)
         log(f"training eta {eta}: {report}")
         done = train(rows, out=out, config=config, recipe="agent", progress=lambda *a: log(str(a)))
         log(f"{done.tokens} tokens in {done.seconds:.0f} s, {done.steps} of {done.planned_steps} steps")
@@ -189,10 +195,12 @@ def main(title: str, *sections: Callable[[Bench], list[str]]) -> int:
     """What the agent's benchmarks share: flags, the bench, and the section that they print."""
     parser = argparse.ArgumentParser(description=title)
     parser.add_argument("--minutes", type=float, default=6.0, help="of each training")
+    parser.add_argument("--steps", type=int, help="optimizer steps of each training of the agent, instead of minutes")
     parser.add_argument("--composed", type=int, default=220, help="training questions made of others")
     parser.add_argument("--held-out", type=int, default=100, help="test questions made of others")
     parser.add_argument("--plain", type=int, default=60, help="test questions about one document")
     parser.add_argument("--untouched", type=int, default=100, help="about so many for the untouched agent")
+    parser.add_argument("--etas", nargs="*", type=float, default=[0.0, 0.2, 0.5, 1.0], help="shares of traces")
     parser.add_argument("--traces", type=int, default=12, help="traces that are replayed")
     parser.add_argument("--collect", type=int, default=100, help="questions that are collected for")
     parser.add_argument("--hotpot", type=int, default=100, help="questions of HotpotQA")

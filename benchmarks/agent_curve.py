@@ -20,7 +20,7 @@ def curve(bench: Bench) -> list[str]:
         "| eta | token share | two-hop and calculation F1 | one document F1 | format errors, free | general before → after |"
     ]
     lines.append("|---|---|---|---|---|---|")
-    for eta in (0.0, 0.2, 0.5, 1.0):
+    for eta in bench.given.etas:
         adapter, report = bench.agent_adapter(eta)
         answers = bench.answers(questions, "agent", adapter, constrain=False)
         f1 = np.array([f1_reward(strip_markers(a.text), q) for a, q in zip(answers, questions, strict=True)])

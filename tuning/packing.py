@@ -11,7 +11,8 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import functional as F
+
+from tuning.distil import token_loss
 
 if TYPE_CHECKING:
     from tuning.frozen import FrozenLayers
@@ -45,8 +46,8 @@ def block_mask(lengths: Sequence[int], dtype: torch.dtype, device: Any) -> torch
 
 
 def packed_loss(model: Any, rows: Sequence[Encoded], frozen: FrozenLayers | None = None) -> torch.Tensor:
-    """As `tuning.trainer.answer_loss`, the summed negative log-likelihood (nats) of the trained tokens, in one row of
-    tokens without padding. With `frozen`, it begins at the first trained layer."""
+    """As `tuning.trainer.answer_loss`, the summed loss (nats) of the trained tokens, in one row of tokens without
+    padding. With `frozen`, it begins at the first trained layer."""
     device = next(model.parameters()).device
     lengths = [len(r.ids) for r in rows]
     begins = [sum(lengths[:i]) for i in range(len(rows))]
@@ -57,13 +58,15 @@ def packed_loss(model: Any, rows: Sequence[Encoded], frozen: FrozenLayers | None
         states = torch.cat([frozen.states(r.ids) for r in rows])[None]
         given, dtype = {"inputs_embeds": states}, states.dtype
     places = [begin + p for begin, r in zip(begins, rows, strict=True) for p in r.targets()]
-    with frozen.upper() if frozen else nullcontext():
-        logits = model(
-            **given,
-            attention_mask=block_mask(lengths, dtype, device) if len(rows) > 1 else None,
-            position_ids=torch.cat([torch.arange(n) for n in lengths])[None].to(device),
-            use_cache=False,
-            logits_to_keep=torch.tensor([p - 1 for p in places], device=device),
-        ).logits[0]
-    targets = torch.tensor([r.ids[p] for r in rows for p in r.targets()], device=device)
-    return F.cross_entropy(logits.float(), targets, reduction="sum")
+
+    def logits() -> torch.Tensor:
+        with frozen.upper() if frozen else nullcontext():
+            return model(  # type: ignore[no-any-return]
+                **given,
+                attention_mask=block_mask(lengths, dtype, device) if len(rows) > 1 else None,
+                position_ids=torch.cat([torch.arange(n) for n in lengths])[None].to(device),
+                use_cache=False,
+                logits_to_keep=torch.tensor([p - 1 for p in places], device=device),
+            ).logits[0]
+
+    return token_loss(model, rows, logits)

@@ -22,7 +22,8 @@ from rag.prompt import ABSTAIN, Style, as_trl, completion, render
 from rag.protocols import Message
 from rag.types import Chunk, Evidence, Passage, Question, content_hash
 
-Kind = Literal["answer", "abstain", "closed-book", "trace", "general"]
+Kind = Literal["answer", "abstain", "closed-book", "trace", "general", "own"]
+"""`own`: what the untouched model answers to a general instruction; trained towards its whole distribution."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -293,7 +293,7 @@ def encode_rows(
             ids = (*prompt, *answer)
             trained = _earlier_turns(row, ids, tokens)
             trained += range(len(prompt), len(ids)) if trained else ()
-            kept.append(Encoded(row.id, ids, len(trained) or len(answer), tuple(trained)))
+            kept.append(Encoded(row.id, ids, len(trained) or len(answer), tuple(trained), row.kind == "own"))
     if not kept:
         raise TrainingError(
             f"None of the {len(rows)} rows can be trained on: {long} have more than {max_seq_length} tokens, {empty} "

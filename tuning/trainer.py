@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
 from trl import SFTConfig, SFTTrainer
 
 from rag.errors import TrainingError
 from tuning import checkpoint
+from tuning.distil import token_loss
 from tuning.frozen import FrozenLayers
 from tuning.packing import pack_rows, packed_loss
 
@@ -35,12 +35,16 @@ WARM_STEPS = 3  # steps after which the time of a step is believed
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Token ids of a row, of which `answer` are trained on: the last, or those at the places `trained` (sorted)."""
+    """Token ids of a row, of which `answer` are trained on: the last, or those at the places `trained` (sorted).
+
+    `own`: the answer is the untouched model's; see `tuning.distil`.
+    """
 
     id: str
     ids: tuple[int, ...]
     answer: int
     trained: tuple[int, ...] = ()
+    own: bool = False
 
     def targets(self) -> Sequence[int]:
         """Places in `ids` of the trained tokens; none is the first token, which nothing predicts."""
@@ -82,10 +86,11 @@ def group_rows(rows: Sequence[Encoded], budget: int) -> Iterator[list[Encoded]]:
 
 
 def answer_loss(model: Any, rows: Sequence[Encoded], frozen: FrozenLayers | None = None) -> torch.Tensor:
-    """Summed negative log-likelihood (nats) of the answer tokens of these rows; `lm_head` runs at no other place.
+    """Summed loss (nats) of the answer tokens of these rows, their negative log-likelihood; `lm_head` runs at no other
+    place. Rows that are the model's own answers: see `tuning.distil`.
 
-    One forward; rows are padded on the right, which a causal model does not see. With `frozen`, it begins at the first
-    trained layer.
+    Rows are padded on the right, which a causal model does not see. With `frozen`, it begins at the first trained
+    layer.
     """
     width = max(len(r.ids) for r in rows)
     device = next(model.parameters()).device
@@ -100,16 +105,18 @@ def answer_loss(model: Any, rows: Sequence[Encoded], frozen: FrozenLayers | None
     keep = sorted({p for _, p in spots})  # positions whose next token is an answer token of some row
     column = {p: j for j, p in enumerate(keep)}
     padded = any(len(r.ids) != width for r in rows)
-    with frozen.upper() if frozen else nullcontext():
-        logits = model(
-            **given,
-            attention_mask=mask.to(device) if padded else None,
-            use_cache=False,
-            logits_to_keep=torch.tensor(keep, device=device),
-        ).logits
-    targets = torch.tensor([r.ids[p] for r in rows for p in r.targets()], device=device)
-    picked = logits[[i for i, _ in spots], [column[p] for _, p in spots]]
-    return F.cross_entropy(picked.float(), targets, reduction="sum")
+
+    def logits() -> torch.Tensor:
+        with frozen.upper() if frozen else nullcontext():
+            made = model(
+                **given,
+                attention_mask=mask.to(device) if padded else None,
+                use_cache=False,
+                logits_to_keep=torch.tensor(keep, device=device),
+            ).logits
+        return made[[i for i, _ in spots], [column[p] for _, p in spots]]  # type: ignore[no-any-return]
+
+    return token_loss(model, rows, logits)
 
 
 def _padded(rows: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -87,7 +87,7 @@ def test_demonstrate_tune_collect_and_merge(place: Any, monkeypatch: pytest.Monk
                          "--test", q)  # fmt: skip
     assert code == 0, error
     assert found["shares"]["agent_examples"] == 0.5 and trained[0][0] == "agent"
-    assert set(trained[0][1]) == {"trace", "general"} and found["after"]["format_errors"] == 0.0
+    assert set(trained[0][1]) == {"trace", "own"} and found["after"]["format_errors"] == 0.0
     assert found["after"]["em"]["mean"] == 1.0
 
     code, found, _ = run("collect", index, "--questions", q, "--out", str(second), "--adapter", adapter,

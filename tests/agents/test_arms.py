@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.checks import GENERAL, GeneralSuite, leakage
+from agents.checks import GENERAL, GeneralSuite, holds, leakage
 from agents.decide import DecideConfig, load_decision, run
 from agents.oracle import gold_passages
 from agents.rows import finished_answers, read_rows, rows_path
@@ -328,3 +328,20 @@ def test_an_agent_is_measured_with_the_reader_that_it_is_served_with(
     assert spy.seen == {"agent": str(own), "tuned+rag": str(adapters["tuned+rag"])}
     arms = {arm["arm"]: arm for arm in load_decision(tmp_path / "run").data["arms"]}
     assert arms["agent"]["training_seconds"] == 35.0  # its own 5, and the reader's 30
+
+
+@pytest.mark.parametrize(
+    ("said", "accepted", "right"),
+    [
+        ("It is Paris.", ("Paris",), True),
+        ("water boils at 100°C", ("100",), True),
+        ("the KING and the Lion", ("lion",), True),
+        ("a million", ("lion",), False),
+        ("in France", ("ran",), False),
+        ("1945", ("4", "four"), False),
+        ("It weighs 1,000 grams", ("1000", "1,000"), True),
+        ("", ("x",), False),
+    ],
+)
+def test_a_general_answer_holds_whole_words(said: str, accepted: tuple[str, ...], right: bool) -> None:
+    assert holds(said, accepted) is right

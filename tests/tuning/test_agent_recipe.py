@@ -85,7 +85,7 @@ def test_traces_that_were_not_kept_are_left_out() -> None:
 def test_the_models_own_answers_are_general_rows() -> None:
     generator = FakeGenerator(lambda messages: f"re: {messages[-1]['content'][:9]}")
     rows = own_rows(generator)
-    assert len(rows) == len(INSTRUCTIONS) + len(SHORT) and {r.kind for r in rows} == {"general"}
+    assert len(rows) == len(INSTRUCTIONS) + len(SHORT) and {r.kind for r in rows} == {"own"}
     assert generator.activated == [None] and rows[0].completion.startswith("re: ")
     assert all(not r.also for r in rows)
     assert len(own_rows(FakeGenerator(""))) == 0

@@ -6,7 +6,8 @@ stands on the assistant's turns with `loss`: thoughts and actions, never on obse
 The paper trains on (1 − η) general and η agent examples, drawn by example, η = 0.2; agent data alone did not carry over
 to other tasks. Here every trace stands once in the rows, and general ones are added until the share is reached; traces
 are long, so their share of the tokens is larger, and is reported. General rows come from a file of instructions, or are
-the base model's own answers to built-in ones: what it would say anyway is what it must not forget.
+the base model's own answers to built-in ones: what it would say anyway is what it must not forget. Those are trained
+towards all that it might have said (`tuning.distil`), not towards the one text alone.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rag.errors import ConfigError, TrainingError, UsageError
 from rag.protocols import Decoding, Generator, Message
 from rag.types import content_hash
 from tuning.general import INSTRUCTIONS, SHORT, SHORT_SYSTEM
-from tuning.rows import Row
+from tuning.rows import Kind, Row
 from tuning.train import TrainConfig
 
 ETA = 0.2
@@ -92,11 +93,10 @@ def agent_rows(
     agent = [] if eta == 0 else made
     rows = [*agent, *drawn]
     rng.shuffle(rows)
-    sizes = {kind: _sizes([r for r in rows if r.kind == kind], count_tokens) for kind in ("trace", "general")}
-    whole, trained = (sum(size[i] for size in sizes.values()) or 1 for i in (0, 1))
+    mine, whole = (_sizes(part, count_tokens) for part in (agent, rows))
     report = AgentRowsReport(
         len(agent), len(traces) - len(made), len(drawn), len(general), eta,
-        sizes["trace"][0] / whole, sizes["trace"][1] / trained,
+        mine[0] / (whole[0] or 1), mine[1] / (whole[1] or 1),
     )  # fmt: skip
     return rows, report
 
@@ -163,15 +163,15 @@ def own_rows(generator: Generator, *, seed: int = 0) -> list[Row]:
     with generator.adapter(None):
         made = generator.generate(prompts, decoding)
     return [
-        general_row(prompt, said.text.strip()) for prompt, said in zip(prompts, made, strict=True) if said.text.strip()
+        general_row(prompt, said.text.strip(), "own")
+        for prompt, said in zip(prompts, made, strict=True)
+        if said.text.strip()
     ]
 
 
-def general_row(prompt: Sequence[Message], completion: str) -> Row:
+def general_row(prompt: Sequence[Message], completion: str, kind: Kind = "general") -> Row:
     """A row of general instructions."""
-    return Row(
-        f"general-{content_hash(json.dumps(list(prompt)), completion)[:12]}", "general", tuple(prompt), completion
-    )
+    return Row(f"general-{content_hash(json.dumps(list(prompt)), completion)[:12]}", kind, tuple(prompt), completion)
 
 
 def read_general(path: Path) -> list[Row]:
