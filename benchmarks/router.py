@@ -1,12 +1,12 @@
 """The router on a mixture of kinds: what it is worth beside one arm for all, chance, single signals and the oracle.
 
 The mixture is built from the shared sets: answerable and unanswerable questions of SQuAD 2.0, general knowledge that no
-document holds, two-hop questions of HotpotQA, and calculations over the tables of TAT-QA; all their documents stand in
-one corpus, and training and test share none. The arms are trained and measured by `ragtune decide`, the router learns
+document holds, two-hop questions of HotpotQA, calculations over the tables of TAT-QA, and arithmetic over figures that
+two questions of SQuAD ask for; all their documents stand in one corpus, and training and test share none. The arms are trained and measured by `ragtune decide`, the router learns
 by `ragtune route` (nested cross-validation by document on the test questions). Then the time of choosing is taken, each
 question searched and routed in turn.
 
-    python -m benchmarks.router --work DIR [--arms iterative,flare] [--run RUN]
+    python -m benchmarks.router --work DIR [--arms iterative,flare] [--agent-minutes M] [--run RUN]
 
 With `--run` an existing run folder of the mixture is routed, and nothing is trained.
 """
@@ -27,7 +27,14 @@ from typing import Any
 from benchmarks.bench import shared_folder
 from benchmarks.loop import command
 
-SHARES = {"answerable": 0.40, "unanswerable": 0.15, "general": 0.15, "two-hop": 0.15, "calculation": 0.15}
+SHARES = {
+    "answerable": 0.35,
+    "unanswerable": 0.15,
+    "general": 0.15,
+    "two-hop": 0.15,
+    "calculation": 0.10,
+    "arithmetic": 0.10,
+}
 """Share of each kind in the test questions, as far as the sets reach."""
 OF_SUITE = 30
 """Questions of the general suite that are in the mixture, as when the recorded figures were taken."""
@@ -109,6 +116,27 @@ def _general(shared: Path) -> list[dict[str, Any]]:
     ]
 
 
+def _arithmetic(rows: Sequence[Mapping[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
+    """Sums, differences and multiples of figures that these questions ask for, two documents each where they can."""
+    from agents.demonstrations import compose
+    from rag.types import Evidence, Question
+
+    asked = [
+        Question(r["id"], r["question"], tuple(r["answers"]), tuple(Evidence(**e) for e in r["evidence"])) for r in rows
+    ]
+    tasks = [task for task in compose(asked, 10 * count, seed=seed) if task.kind == "calculation"][:count]
+    return [
+        {
+            "id": f"arithmetic-{task.question.id}",
+            "question": task.question.question,
+            "answers": list(task.question.answers),
+            "evidence": [{"source": e.source, "quote": e.quote} for e in task.question.evidence],
+            "kind": "arithmetic",
+        }
+        for task in tasks
+    ]
+
+
 def mixture(shared: Path, out: Path, *, train: int = 400, test: int = 600, seed: int = 0) -> Mapping[str, int]:
     """Writes `out`/corpus, train.jsonl and test.jsonl; returns how many test questions there are of each kind.
 
@@ -137,6 +165,7 @@ def mixture(shared: Path, out: Path, *, train: int = 400, test: int = 600, seed:
         known.add(normalise(row["question"]))
         name = "test" if side[group] or row["kind"] not in TRAINED else "train"
         parts[name][row["kind"]].append(row)
+    parts["test"]["arithmetic"] = _arithmetic(parts["test"]["answerable"], round(test * SHARES["arithmetic"]), seed)
     (out / "corpus").mkdir(parents=True, exist_ok=True)
     for name, text in {**squad, **hotpot, **tables}.items():
         (out / "corpus" / name).write_text(text, encoding="utf-8")
@@ -210,7 +239,8 @@ def show(found: Mapping[str, Any], times: Mapping[str, Sequence[float]], counts:
         for name, values in times.items()
     ]
     lines = [
-        f"## Router: {found['questions']} questions of five kinds" + (f" ({mixed})" if mixed else ""),
+        f"## Router: {found['questions']} questions of {len(counts) or 'several'} kinds"
+        + (f" ({mixed})" if mixed else ""),
         "",
         f"{found['reason']} A second is worth {found['worth_of_a_second']:.4f} of F1; choosing was charged with "
         f"{1000 * (found['search_seconds'] + found['choose_seconds']):.0f} ms for arms that do not search themselves. "
@@ -225,6 +255,16 @@ def show(found: Mapping[str, Any], times: Mapping[str, Sequence[float]], counts:
     return "\n".join(lines)
 
 
+def agent_adapter(work: Path, minutes: float, composed: int) -> Path:
+    """An agent's adapter, tuned on right runs that are built from the evidence of the mixture's training questions."""
+    index, traces, out = work / "index", work / "traces.jsonl", work / "agent"
+    if not (out / "ragtune.json").is_file():
+        made = ("--demonstrate", "--compose", str(composed), "--restart")
+        command("collect", index, "--questions", work / "train.jsonl", "--out", traces, *made)
+        command("tune", index, "--questions", traces, "--out", out, "--recipe", "agent", "--minutes", str(minutes))
+    return out
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--work", type=Path, help="keep the mixture, the index and the run here, and go on from them")
@@ -233,6 +273,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=15.0, help="longest training of each tuned arm")
     parser.add_argument("--arms", default="", help="further arms, as `ragtune decide --arms` takes them")
     parser.add_argument("--adapters", default="", help="their adapters, as `ragtune decide --adapters` takes them")
+    parser.add_argument("--agent-minutes", type=float, help="tune an agent for so long, and measure it as one more arm")
+    parser.add_argument("--composed", type=int, default=200, help="questions made of others that it is tuned on, too")
     parser.add_argument("--run", type=Path, help="route this run folder; nothing is trained or answered")
     parser.add_argument("--uncertainty", action="store_true", help="the router also looks at the model's first tokens")
     parser.add_argument("--seed", type=int, default=0)
@@ -247,6 +289,10 @@ def main() -> int:
         if given.run is None:
             counts = mixture(shared, work, train=given.train, test=given.test, seed=given.seed)
             command("index", work / "corpus", "--out", work / "index")
+            if given.agent_minutes:
+                given.arms = ",".join(filter(None, (given.arms, "agent")))
+                made = f"agent={agent_adapter(work, given.agent_minutes, given.composed)}"
+                given.adapters = ",".join(filter(None, (given.adapters, made)))
             more = [x for name in ("arms", "adapters") if (value := getattr(given, name)) for x in (f"--{name}", value)]
             command(
                 *("decide", work / "index", "--train", work / "train.jsonl", "--questions", work / "test.jsonl"),
