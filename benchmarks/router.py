@@ -109,7 +109,7 @@ def _general(shared: Path) -> list[dict[str, Any]]:
     found = [(question, list(answers)) for question, answers in GENERAL[:OF_SUITE]]
     for row in _lines(shared / "data/rag_robust/skr_adaptive_retrieval.jsonl"):
         if row["judgement"] != "ir_better":
-            found.append((row["question"], row["golden_answers"]))
+            found.append((row["question"], [answer for answer in row["golden_answers"] if answer.strip()]))
     return [
         {"id": f"general-{i}", "question": question, "answers": answers, "kind": "general"}
         for i, (question, answers) in enumerate(found)
@@ -160,7 +160,8 @@ def mixture(shared: Path, out: Path, *, train: int = 400, test: int = 600, seed:
     }
     known: set[str] = set()
     for row, group in zip(rows, groups, strict=True):
-        if normalise(row["question"]) in known:
+        unanswered = not row["answers"] and not row.get("unanswerable")  # SKR has a row whose answer is empty
+        if unanswered or normalise(row["question"]) in known:
             continue
         known.add(normalise(row["question"]))
         name = "test" if side[group] or row["kind"] not in TRAINED else "train"
