@@ -33,6 +33,8 @@ class RetrieverConfig:
     `refresh_steps`: retrieve candidates again after so many steps (and embed all documents again, where their side is
     trained); 0: never.
     `hard_negatives` for each question; `margin` tells the doubtful ones where no answer is known (`mine_negatives`).
+    `average`: the weights that come out are so much of the trained ones, and the rest of those that training began with
+    (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903): most of the gain, and far less lost on other documents.
     `train_embeddings`: the word vectors too; they are half of a small encoder, and few questions see few words.
     """
 
@@ -53,6 +55,7 @@ class RetrieverConfig:
     refresh_steps: int = 0
     hard_negatives: int = 20
     margin: float = 0.05
+    average: float = 1.0
     train_embeddings: bool = False
     warmup_ratio: float = 0.1
     weight_decay: float = 0.0
@@ -82,6 +85,8 @@ class RetrieverConfig:
         for name in ("corpus_share", "warmup_ratio", "margin"):
             if not 0 <= getattr(self, name) < 1:
                 problems.append(f"{name} is {getattr(self, name)}; allowed is 0 up to, but not including, 1")
+        if not 0 < self.average <= 1:
+            problems.append(f"average is {self.average}; it is a share, above 0 and up to 1")
         if self.max_minutes is not None and self.max_minutes <= 0:
             problems.append(f"max_minutes is {self.max_minutes}; give minutes above 0, or none for no limit")
         if self.corpus_task in ("halves", "statements") and self.objective == "contrastive":

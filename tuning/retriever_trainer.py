@@ -115,6 +115,7 @@ class RetrieverTrainer:
         self.stop_asked = False
         self.matrix = torch.tensor(np.asarray(vectors), dtype=torch.float32, device=encoder.device)
         self.trained = make_trainable(encoder, config)
+        self.untouched = {name: p.detach().clone() for name, p in self.trained.items()} if config.average < 1 else {}
         self.optimizer = torch.optim.AdamW(
             self.trained.values(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
@@ -129,7 +130,7 @@ class RetrieverTrainer:
     # ------------------------------------------------------------------ the run
 
     def train(self, last: checkpoint.Checkpoint | None = None) -> Run:
-        """All steps from the checkpoint on. KeyboardInterrupt, once asked to stop, leaves a checkpoint."""
+        """All steps from the checkpoint on, then `average`. KeyboardInterrupt, once asked to stop: a checkpoint."""
         step = 0
         if last is not None:
             step = self._restore(last)
@@ -151,6 +152,9 @@ class RetrieverTrainer:
             if step % self.config.save_steps == 0 and step < self.run.horizon:
                 self.save(step)
             self._report(step)
+        with torch.no_grad():
+            for name, start in self.untouched.items():
+                self.trained[name].copy_(start.lerp(self.trained[name], self.config.average))
         return self.run
 
     def _report(self, step: int) -> None:

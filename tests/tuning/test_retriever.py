@@ -181,6 +181,27 @@ def test_resumed_equals_uninterrupted(index: Index, encoder_folder: Path, tmp_pa
     assert again.reused and again.loss == report.loss
 
 
+def test_the_weights_that_come_out_are_averaged_with_the_untouched_ones(
+    index: Index, encoder_folder: Path, tmp_path: Path
+) -> None:
+    """Also of a run that was interrupted: the untouched weights are those before its first part."""
+    arguments: dict[str, Any] = {"encoder": str(encoder_folder)}
+    train_retriever(index.snapshot, questions(), out=tmp_path / "whole", config=CONFIG, **arguments)
+
+    def stop(stage: str, done: int, total: int, detail: str) -> None:
+        if stage == "train" and done == 5:
+            raise KeyboardInterrupt
+
+    mixed = {**arguments, "out": tmp_path / "mixed", "config": replace(CONFIG, average=0.25)}
+    with pytest.raises(KeyboardInterrupt):
+        train_retriever(index.snapshot, questions(), progress=stop, **mixed)
+    assert train_retriever(index.snapshot, questions(), **mixed).resumed == 5
+    start, whole, found = weights(encoder_folder), weights(tmp_path / "whole"), weights(tmp_path / "mixed")
+    assert any(not torch.equal(start[n], whole[n]) for n in start)
+    for name, value in found.items():
+        torch.testing.assert_close(value, 0.75 * start[name] + 0.25 * whole[name], atol=1e-6, rtol=1e-5)
+
+
 def test_an_unfinished_run_of_other_settings_is_refused(index: Index, encoder_folder: Path, tmp_path: Path) -> None:
     def stop(stage: str, done: int, total: int, detail: str) -> None:
         if stage == "train" and done == 3:
