@@ -4,7 +4,8 @@ For each set, task and index as in `benchmarks.retrieval`; the retriever is trai
 test.jsonl, which share no document, dense alone and hybrid, and on a set it was not trained on (SciFact; with the query
 side alone, whose document side is the same everywhere). Differences are paired, intervals over documents.
 
-    python -m benchmarks.retriever --sets qa/covidqa_longdoc --recipes retriever retriever-both --seeds 0 1 2
+    python -m benchmarks.retriever --sets qa/covidqa_longdoc --seeds 0 1 2
+    python -m benchmarks.retriever_both --seeds 0 1 2       both sides, embedded again for each seed
     python -m benchmarks.retriever_speed          the speed of training alone
 """
 
@@ -227,7 +228,9 @@ def speed(index: Index, train: Sequence[Question], steps: int) -> None:
     print(f"\n{len(rows)} questions with a right and a wrong passage each, batches of {size}, fp32, one process.\n")
 
 
-def main(steps: int = 0, recipes: Sequence[str] = ("retriever", "retriever-both")) -> int:
+def main(
+    steps: int = 0, recipes: Sequence[str] = ("retriever",), title: str = "Retriever half: before and after training"
+) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.retriever", description=__doc__.split("\n")[0])
     parser.add_argument("--sets", nargs="*", default=SETS, help="folders below shared/data")
     parser.add_argument("--recipes", nargs="*", default=list(recipes))
@@ -244,7 +247,7 @@ def main(steps: int = 0, recipes: Sequence[str] = ("retriever", "retriever-both"
     encoder = load_encoder()
     with folder(given.work) as work:
         if given.recipes:
-            print("## Retriever half: before and after training\n")
+            print(f"## {title}\n")
             other = None
             if not given.no_other:
                 index, parts = task(shared, OTHER, work, encoder)
