@@ -12,6 +12,7 @@ only). Adapters are trained here, on demonstrations from the training side; thos
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 import time
@@ -40,7 +41,9 @@ class Bench:
 
         self.work, self.given = work, given
         self.encoder = encoder = load_encoder("starter")
-        sync(work / "index", [HANDBOOK / "documents"], encoder)
+        # a copy, for an index is of the folders it was made from: another checkout's would be documents of their own
+        shutil.copytree(HANDBOOK / "documents", work / "documents", dirs_exist_ok=True)
+        sync(work / "index", [work / "documents"], encoder)
         self.retriever = Retriever(Index.open(work / "index", encoder))
         self.generator: Any = load_generator("starter")
         self.train = read_questions(HANDBOOK / "train.jsonl")
