@@ -33,7 +33,7 @@ class Site:
     def open(self, *, width: int = 1400, height: int = 900, scheme: str = "light", wait: bool = True) -> Any:
         """A new visitor."""
         context = self.browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-        context.set_default_timeout(30_000)
+        context.set_default_timeout(120_000)  # what hangs is meant, not what a busy machine delays
         page = context.new_page()
         page.on("request", lambda request: self.requests.append(request.url))
         # Blocked by the policy before it was sent: Chromium lists such requests, too.
