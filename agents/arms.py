@@ -1,9 +1,9 @@
 """Runs the arms on the same held-out questions, from one set of frozen retrievals, and writes down what was decided.
 
 A run folder holds `retrievals/` (frozen), `rows-<arm>.jsonl` (answers and scores of each question), `latency.json`,
-`halves/` (where a tuned query encoder asks), `decision.json` and `report.html`. What is finished is found again by a
-hash of all that went into it, so that a run that was stopped goes on where it was. Trained arms come from a callback:
-this package never imports the trainers.
+`general.json` (general questions with and without adapters), `halves/` (where a tuned query encoder asks),
+`decision.json` and `report.html`. What is finished is found again by a hash of all that went into it, so that a run
+that was stopped goes on where it was. Trained arms come from a callback: this package never imports the trainers.
 """
 
 from __future__ import annotations
@@ -189,7 +189,10 @@ def _arms(setup: Settings) -> list[str]:
 
 def _forgetting(setup: Settings) -> list[Forgetting]:
     """What each tuned arm (its first seed) lost of general knowledge, asked without passages."""
-    suite = GeneralSuite(setup.generator, setup.answer, setup.config.seed)
+    kept = setup.out / "general.json"
+    if not setup.resume:
+        kept.unlink(missing_ok=True)
+    suite = GeneralSuite(setup.generator, setup.answer, setup.config.seed, kept)
     found = []
     own = {arm: folders for arm, folders in setup.adapters.items() if arm in RECIPES}
     for done, (arm, folders) in enumerate(own.items()):

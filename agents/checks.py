@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from agents.rows import folder_hash, write_text
 from rag import metrics
 from rag.answer import AnswerConfig, Answerer
 from rag.errors import EndpointError
 from rag.evaluate import plain_text
+from rag.prompt import PROMPT_VERSION
 from rag.protocols import Generator, is_begun
 from rag.statistics import Interval, paired_bootstrap, wilson
-from rag.types import Question
+from rag.types import Question, content_hash
 
 _NEAR = 95.0  # rapidfuzz ratio of two normalised questions from which they count as the same question reworded
 
@@ -114,7 +120,7 @@ class Forgetting:
 
 @dataclass
 class GeneralSuite:
-    """Asks the general questions of a generator with and without adapters; the base is asked once.
+    """Asks the general questions of a generator with and without adapters, each once.
 
     They are asked as a chat, the way in which the model was taught what it knows: as plain text to be continued an
     untouched small model answers a third of them with nothing, and then there is little to forget.
@@ -123,13 +129,12 @@ class GeneralSuite:
     generator: Generator
     config: AnswerConfig
     seed: int = 0
-    _base: tuple[np.ndarray, np.ndarray | None] | None = field(default=None, repr=False)
+    kept: Path | None = None
+    """File that holds what was asked already, by a hash of all that the answers depend on."""
 
     def compare(self, arm: str, adapter: str) -> Forgetting:
         """The base against one adapter, both without passages."""
-        if self._base is None:
-            self._base = self._ask(None)
-        (before, logs_before), (after, logs_after) = self._base, self._ask(adapter)
+        (before, logs_before), (after, logs_after) = self._scores(None), self._scores(adapter)
         logs = None
         if logs_before is not None and logs_after is not None:
             logs = paired_bootstrap(logs_after, logs_before, seed=self.seed)
@@ -143,6 +148,30 @@ class GeneralSuite:
             None if logs_after is None else float(logs_after.mean()),
             logs,
         )
+
+    def _scores(self, adapter: str | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """As `_ask`, from what is kept where the inputs are the same."""
+        key = content_hash(
+            self.generator.fingerprint,
+            "" if adapter is None else folder_hash(adapter),
+            PROMPT_VERSION,
+            json.dumps(asdict(self.config), sort_keys=True),
+            json.dumps(GENERAL),
+        )
+        if key not in self._known:
+            right, logs = self._ask(adapter)
+            self._known[key] = [right.tolist(), None if logs is None else logs.tolist()]
+            if self.kept is not None:
+                write_text(self.kept, json.dumps(self._known))
+        right, logs = self._known[key]
+        return np.array(right), None if logs is None else np.array(logs)
+
+    @cached_property
+    def _known(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self.kept.read_text(encoding="utf-8"))) if self.kept is not None else {}
+        except (OSError, ValueError, TypeError):  # none, damaged or of another version: asked again
+            return {}
 
     def _ask(self, adapter: str | None) -> tuple[np.ndarray, np.ndarray | None]:
         """Right or wrong for each question, and log-probabilities of the references without the end of the turn."""

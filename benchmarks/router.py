@@ -2,9 +2,9 @@
 
 The mixture is built from the shared sets: answerable and unanswerable questions of SQuAD 2.0, general knowledge that no
 document holds, two-hop questions of HotpotQA, calculations over the tables of TAT-QA, and arithmetic over figures that
-two questions of SQuAD ask for; all their documents stand in one corpus, and training and test share none. The arms are trained and measured by `ragtune decide`, the router learns
-by `ragtune route` (nested cross-validation by document on the test questions). Then the time of choosing is taken, each
-question searched and routed in turn.
+two questions of SQuAD ask for; all their documents stand in one corpus, and training and test share none. The arms are
+trained and measured by `ragtune decide`, the router learns by `ragtune route` (nested cross-validation by document on
+the test questions). Then the time of choosing is taken, each question searched and routed in turn.
 
     python -m benchmarks.router --work DIR [--arms iterative,flare] [--agent-minutes M] [--run RUN]
 

@@ -28,7 +28,8 @@ def token_loss(model: Any, rows: Sequence[Encoded], logits_of: Callable[[], torc
     teacher = None
     if own.any() and hasattr(model, "disable_adapter"):
         with model.disable_adapter(), torch.no_grad():  # before the other forward: it switches requires_grad
-            teacher = logits_of()[own.to(_device(model))].float().softmax(-1)
+            said = logits_of()
+            teacher = said[own.to(said.device)].float().softmax(-1)
     logits = logits_of().float()
     targets = torch.tensor([r.ids[p] for r in rows for p in r.targets()], device=logits.device)
     if teacher is None:
@@ -37,7 +38,3 @@ def token_loss(model: Any, rows: Sequence[Encoded], logits_of: Callable[[], torc
     return F.cross_entropy(logits[own], teacher, reduction="sum") + F.cross_entropy(
         logits[~own], targets[~own], reduction="sum"
     )
-
-
-def _device(model: Any) -> torch.device:
-    return next(model.parameters()).device  # type: ignore[no-any-return]

@@ -124,11 +124,13 @@ def test_a_finished_arm_is_not_asked_again_unless_its_inputs_changed(
     general = 3 * len(GENERAL)
     first = go()
     assert first > 5 * len(TEST)
-    assert go() == general  # only the general questions
+    assert first > general and go() == 0
     (adapters["tuned"] / "README.md").write_text("a card")
+    assert go() == 0
+    (tmp_path / "run" / "general.json").write_text('{"half')
     assert go() == general
     (adapters["tuned"] / "adapter_model.safetensors").write_bytes(b"other weights")
-    assert general + len(TEST) <= go() < first
+    assert len(GENERAL) + len(TEST) <= go() < first - 2 * len(GENERAL)
     assert go(answer=AnswerConfig(max_new_tokens=9)) == first
     assert go(answer=AnswerConfig(max_new_tokens=9), resume=False) == first
 
@@ -257,10 +259,9 @@ def test_forgetting_is_measured_against_the_base(adapters: dict[str, Path]) -> N
         asked = messages[-1]["content"]
         return next((gold[0] for question, gold in GENERAL if question in asked), "?")
 
-    suite = GeneralSuite(
-        FakeGenerator(knows, adapters={"lost": "Not in the documents.", "kept": knows}), AnswerConfig()
-    )
-    lost, kept = suite.compare("tuned", "lost"), suite.compare("tuned", "kept")
+    tuned, plus = map(str, adapters.values())
+    suite = GeneralSuite(FakeGenerator(knows, adapters={tuned: "Not in the documents.", plus: knows}), AnswerConfig())
+    lost, kept = suite.compare("tuned", tuned), suite.compare("tuned", plus)
     assert (lost.before.mean, lost.after.mean) == (1.0, 0.0) and lost.difference.high < 0
     assert "tuned forgot" in (lost.warning() or "") and kept.warning() is None
     assert lost.logprob_difference is not None and lost.logprob_difference.mean == 0.0  # the fake's do not depend on it
