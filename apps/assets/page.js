@@ -23,6 +23,16 @@ function openCard({ target, start, end, at }) {
   card.querySelector("summary").focus({ preventScroll: true });
 }
 
+// An open card shows the words that support the answer, not the beginning of their passage.
+function showMark(text) {
+  if (text.dataset.shown || !text.clientHeight) return;
+  text.dataset.shown = "true";
+  const mark = text.querySelector("mark");
+  if (!mark) return;
+  const below = mark.getBoundingClientRect().bottom - text.getBoundingClientRect().bottom;
+  if (below > 0) text.scrollTop = below + text.clientHeight / 2;
+}
+
 const told = dialog.dataset;
 document.documentElement.lang = told.lang;
 
@@ -149,6 +159,7 @@ const kept = new Set();
 on(
   "toggle",
   ({ target }) => {
+    for (const text of target.querySelectorAll(".rt-text")) showMark(text);
     if (!target.dataset?.keep) return;
     if (target.open) kept.add(target.dataset.keep);
     else if (target.isConnected) kept.delete(target.dataset.keep);
@@ -175,6 +186,7 @@ window.ragtuneObserver = new MutationObserver(() => {
   seen = id;
   for (const fold of document.querySelectorAll("details[data-keep]:not([open])"))
     if (kept.has(fold.dataset.keep)) fold.open = true;
+  for (const text of document.querySelectorAll("details[open] > .rt-text")) showMark(text);
   const link = document.querySelector("a.rt-autosave");
   if (link && !saved.has(link.dataset.made)) {
     saved.add(link.dataset.made);

@@ -292,7 +292,11 @@ def test_an_example_question_is_asked_with_one_click(site: Site) -> None:
 
 
 def test_upload_search_ask_and_delete(site: Site, tmp_path: Path) -> None:
-    (tmp_path / "notes on otters.md").write_text("# Otters\n\nThe otters are fed at noon with three herrings each.\n")
+    # so long that the cited words stand below what a card shows
+    quiet = "".join(f"Day {n}: nothing.\n\n" for n in range(15))
+    (tmp_path / "notes on otters.md").write_text(
+        f"# Otters\n\n{quiet}The otters are fed at noon with three herrings each.\n"
+    )
     (tmp_path / "broken.pdf").write_text("not a pdf")
     (tmp_path / "tool.exe").write_bytes(b"MZ")
     page = site.open()
@@ -325,6 +329,13 @@ def test_upload_search_ask_and_delete(site: Site, tmp_path: Path) -> None:
     tab(page, "Chat")
     ask(page, "When are the otters fed?")
     assert "fed at noon" in page.inner_text("#live-answers")
+    page.wait_for_function(
+        """() => {
+            const text = document.querySelector("#live-sources .rt-card[open] .rt-text");
+            const [box, mark] = [text, text.querySelector("mark")].map((e) => e.getBoundingClientRect());
+            return text.scrollHeight > box.height + 100 && mark.top >= box.top && mark.bottom <= box.bottom;
+        }"""
+    )
 
     tab(page, "Documents")
     page.fill("#filter textarea, #filter input", "otters")
