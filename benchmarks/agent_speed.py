@@ -4,7 +4,7 @@ speed: recorded traces are replayed by the tuned agent, each side saying as many
 "kept cache" reads only what is new; "whole transcript" reads everything again at every step, with the same model and
 decoding (drafts included); the textbook loop is transformers' own `generate` on the whole transcript. Sides take turns
 on each trace.
-collect: the same questions, 16 runs side by side and one after another.
+collect: the same questions, 16 runs side by side and one after another, with the reader that an agent is served with.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ def collecting(bench: Bench) -> list[str]:
     adapter, _ = bench.agent_adapter(0.2)
     mode = ReactMode(AgentConfig(seconds=3600))
     questions = bench.held_out()[0][: bench.given.collect]
-    answerer = Answerer(bench.generator, bench.retriever, adapters={"agent": str(adapter)}, modes={"agent": mode})
+    adapters = {"agent": str(adapter), "tuned+rag": str(bench.rag_adapter())}
+    answerer = Answerer(bench.generator, bench.retriever, adapters=adapters, modes={"agent": mode})
     seconds = {}
     for rows in (16, 1):
         report = collect(

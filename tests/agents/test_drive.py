@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 
 from agents import speakers
 from agents.drive import drive_many
-from agents.loop import AgentConfig, Ask, Ballot, Run
+from agents.loop import AgentConfig, Ask, Ballot, Outcome, Run, Said
 from agents.react import ReactMode
 from agents.speakers import CachedSpeaker, closing, repeated
 from agents.tools import Corpus, Toolkit
@@ -112,6 +112,41 @@ def test_samples_follow_their_seed(generator: Any, retriever: Retriever) -> None
         return [move.said for move in outcome.moves]
 
     assert words(1) == words(1) != words(2)
+
+
+def test_runs_write_together_and_what_needs_no_writing_goes_first() -> None:
+    asked: list[tuple[list[int], bool]] = []
+
+    class Talker:
+        rows = 2
+
+        def complete(self, asks: Mapping[int, Ask]) -> dict[int, Said]:
+            asked.append((sorted(asks), any(a.options for a in asks.values())))
+            return {row: Said(ask.begun) for row, ask in asks.items()}
+
+    class Scripted:
+        """Asks in turn: "w" is to be written, "c" chosen."""
+
+        def __init__(self, asks: str) -> None:
+            self.asks = asks
+
+        def go(self) -> Generator[Ask, Said, Outcome]:
+            said = ""
+            for n, kind in enumerate(self.asks):
+                reply = yield Ask([], f"{kind}{n}", 8, options=("a", "b") if kind == "c" else ())
+                said += reply.text
+            return Outcome(said)
+
+    runs: list[Any] = [Scripted("wcw"), Scripted("www"), Scripted("cw")]
+    outcomes = drive_many(runs, Talker(), lambda _: Ballot("", 0.0))  # type: ignore[arg-type]
+    assert [o.answer for o in outcomes] == ["w0c1w2", "w0w1w2", "c0w1"]
+    assert asked == [
+        ([0, 1], False),
+        ([0], True),
+        ([0, 1], False),  # the first run ends, the third takes its row
+        ([0], True),
+        ([0, 1], False),
+    ]
 
 
 def test_a_draft_is_what_followed_the_last_time() -> None:
