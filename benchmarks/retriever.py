@@ -1,8 +1,8 @@
 """The retriever's half: retrieval before and after training, on held-out documents, and the speed of training.
 
 For each set, task and index as in `benchmarks.retrieval`; the retriever is trained on train.jsonl and measured on
-test.jsonl, which share no document, dense alone and hybrid, and on a set it was not trained on (SciFact; with the query
-side alone, whose document side is the same everywhere). Differences are paired, intervals over documents.
+test.jsonl, which share no document, dense alone and hybrid, and on a set it was not trained on (SciFact, all claims).
+Differences are paired, intervals over documents.
 
     python -m benchmarks.retriever --sets qa/covidqa_longdoc --seeds 0 1 2
     python -m benchmarks.retriever_both --seeds 0 1 2       both sides, embedded again for each seed
@@ -113,7 +113,8 @@ def one_set(
     """Print the table of one set."""
     test = [q for q in parts["test"] if not q.unanswerable]
     before, groups = scores(index, test), clusters(test)
-    print(f"### {name}: {len(parts['dev'])} training questions, {len(test)} held out\n")
+    also = f", {len(other[1])} of {OTHER}" if other is not None else ""
+    print(f"### {name}: {len(parts['dev'])} training questions, {len(test)} held out{also}\n")
     print("| recipe, metric | before | after | points (95 %) | p | training, s |\n|---|---|---|---|---|---|")
     for recipe in given.recipes:
         after: list[Scores] = []
@@ -251,7 +252,7 @@ def main(
             other = None
             if not given.no_other:
                 index, parts = task(shared, OTHER, work, encoder)
-                other = index, parts["test"]
+                other = index, [*parts["dev"], *parts["test"]]  # nothing is trained on either
             for name in given.sets:
                 index, parts = task(shared, name, work, encoder)
                 one_set(name, index, parts, other, given, work)
