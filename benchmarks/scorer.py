@@ -131,9 +131,11 @@ def main() -> int:
         questions, found = frozen(task, 2 * given.scored, 10)
         chosen = [i for i, q in enumerate(questions) if q.answers][: given.scored]
         some, passages = [questions[i] for i in chosen], [found[i][:10] for i in chosen]
+        form = str(generator.dtype).removeprefix("torch.")
         lines = [
             f"## LM scorer: answers of {given.set} after each passage\n",
-            "| prompt | questions × passages | loop, s | scorer, s | faster | again, s | largest difference |",
+            "| prompt | questions × passages | loop, s | scorer, s | faster | again, s | largest difference of an answer's "
+            f"log-probability, nats, weights in {form} |",
             "|---" * 7 + "|",
         ]
         for template in ("examples", "background"):
