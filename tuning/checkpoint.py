@@ -1,7 +1,8 @@
 """Checkpoints of a training run: safetensors and JSON, complete or absent, never pickled.
 
 A checkpoint is written aside, flushed to disk and renamed, so a folder named `checkpoint-N` is whole at any kill point.
-Its state holds the digest of its tensors: a damaged one is passed over for the one before.
+Its state holds the digest of its tensors: a damaged one is passed over for the one before. What a run leaves in the end
+is published in the same way.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rag.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -89,6 +92,32 @@ def latest(run: Path) -> tuple[Checkpoint | None, list[str]]:
             pass  # reported below, like a digest that does not match
         passed.append(folder.name)
     return None, passed
+
+
+def check_same(before: Mapping[str, Any], now: Mapping[str, Any], run: Path) -> None:
+    """ConfigError where a run that is to go on began with other data or settings; what differs is named."""
+    old, new = ({**{k: v for k, v in i.items() if k != "settings"}, **(i.get("settings") or {})} for i in (before, now))
+    changed = [f"{k} (was {old.get(k)!r}, is {new.get(k)!r})" for k in new if old.get(k) != new.get(k)]
+    if changed:
+        raise ConfigError(
+            f"An unfinished run in {run} differs in {'; '.join(changed)}. Give the same data and settings to go on "
+            "with it, or add --restart (in Python: resume=False), which discards it."
+        )
+
+
+def publish(out: Path, write: Callable[[Path], None]) -> None:
+    """Replace the folder `out` by one that `write` fills: aside, flushed to disk, and swapped in."""
+    aside, old = (out.with_name(f".{out.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    write(aside)
+    for path in (*aside.rglob("*"), aside):
+        fsync(path)
+    if out.exists():
+        os.replace(out, old)
+    os.replace(aside, out)
+    fsync(out.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def file_digest(path: Path) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import shutil
 import time
@@ -25,6 +24,7 @@ from rag.prompt import PROMPT_VERSION
 from rag.protocols import TEXT, Message, is_begun
 from rag.starters import quiet
 from rag.types import content_hash
+from tuning import checkpoint
 from tuning.record import library_versions, write_record
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def train_preference(
         "steps": len(losses), "planned_steps": len(losses), "loss": losses, "versions": library_versions(),
         **(record or {}),
     }  # fmt: skip
-    _publish(model, out, done)
+    checkpoint.publish(out, lambda folder: _write(folder, model, done))
     return PreferenceReport(
         out, by, len(encoded), dropped, int(done["tokens"]), float(done["seconds"]), tuple(losses), len(losses)
     )
@@ -391,21 +391,6 @@ def mismatched(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return {**batch, "KL_completion_ids": [answers[-1], *answers[:-1]]}
 
 
-def _publish(model: Any, out: Path, done: Mapping[str, Any]) -> None:
-    """Write everything aside, flush it, and swap it in."""
-    from tuning import checkpoint
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    model.save_pretrained(str(aside), safe_serialization=True, selected_adapters=["default"])
-    write_record(aside, done)
-    for path in (*aside.rglob("*"), aside):
-        checkpoint.fsync(path)
-    old = out.with_name(f".{out.name}.{os.getpid()}.old")
-    if out.exists():
-        os.replace(out, old)
-    os.replace(aside, out)
-    checkpoint.fsync(out.parent)
-    shutil.rmtree(old, ignore_errors=True)
+def _write(folder: Path, model: Any, record: Mapping[str, Any]) -> None:
+    model.save_pretrained(str(folder), safe_serialization=True, selected_adapters=["default"])
+    write_record(folder, record)

@@ -10,21 +10,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rag.errors import ConfigError, EncoderMismatch, UsageError
+from rag.errors import EncoderMismatch, UsageError
 from rag.query_encoder import BOTH, FORMAT, QUERY, RECORD
 from rag.snapshot import Snapshot
 from rag.types import Question, content_hash
 from tuning import checkpoint
+from tuning.interrupt import gentle_interrupt
 from tuning.record import library_versions
 from tuning.retriever_config import FREE, RetrieverConfig
 from tuning.retriever_rows import (
@@ -130,10 +128,10 @@ def train_retriever(
         shutil.rmtree(run_folder, ignore_errors=True)
     last, _ = checkpoint.latest(run_folder)
     if last is not None:
-        _check_same(last.state.get("identity", {}), identity, run_folder)
+        checkpoint.check_same(last.state.get("identity", {}), identity, run_folder)
     with quiet():
         trainer = _trainer(model, corpus, examples, config, run_folder, identity, generator, cache, progress)
-        with _gentle_interrupt(trainer):
+        with gentle_interrupt(trainer):
             run = trainer.train(last)
     done = {
         "format": FORMAT,
@@ -153,7 +151,7 @@ def train_retriever(
         "after": None,
         **(record or {}),
     }
-    publish(model, out, done)
+    checkpoint.publish(out, lambda folder: _write(folder, model, done))
     shutil.rmtree(run_folder, ignore_errors=True)
     return _report(out, done, resumed=last.step if last else None)
 
@@ -258,53 +256,12 @@ def _finished(out: Path, identity: Mapping[str, Any]) -> RetrieverReport | None:
         return None  # damaged: it is trained again
 
 
-def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], run_folder: Path) -> None:
-    old, new = ({**{k: v for k, v in i.items() if k != "settings"}, **(i.get("settings") or {})} for i in (before, now))
-    changed = [f"{k} (was {old.get(k)!r}, is {new.get(k)!r})" for k in new if old.get(k) != new.get(k)]
-    if changed:
-        raise ConfigError(
-            f"An unfinished run in {run_folder} differs in {'; '.join(changed)}. Give the same data and settings to go "
-            "on with it, or add --restart, which discards it."
-        )
-
-
-@contextmanager
-def _gentle_interrupt(trainer: RetrieverTrainer) -> Iterator[None]:
-    """The first Ctrl-C asks to stop after the step, a second one stops at once. Only the main thread can listen."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ask(number: int, frame: Any) -> None:
-        if trainer.stop_asked:
-            raise KeyboardInterrupt
-        trainer.stop_asked = True
-
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 # ------------------------------------------------------------------- after training
 
 
-def publish(model: LocalEncoder, out: Path, record: Mapping[str, Any]) -> None:
-    """Write the encoder folder aside, flush it, and swap it in."""
-    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    model.model.save_pretrained(str(aside), create_model_card=False, safe_serialization=True)
-    write_retriever_record(aside, record)
-    for path in (*aside.rglob("*"), aside):
-        checkpoint.fsync(path)
-    old = out.with_name(f".{out.name}.{os.getpid()}.old")
-    if out.exists():
-        os.replace(out, old)
-    os.replace(aside, out)
-    checkpoint.fsync(out.parent)
-    shutil.rmtree(old, ignore_errors=True)
+def _write(folder: Path, model: LocalEncoder, record: Mapping[str, Any]) -> None:
+    model.model.save_pretrained(str(folder), create_model_card=False, safe_serialization=True)
+    write_retriever_record(folder, record)
 
 
 def write_retriever_record(folder: Path, record: Mapping[str, Any]) -> None:

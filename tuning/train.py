@@ -7,12 +7,8 @@ checkpoints there, and the same call goes on from the last one to the weights an
 from __future__ import annotations
 
 import math
-import os
 import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -23,6 +19,7 @@ from rag.protocols import is_begun
 from rag.starters import quiet
 from tuning import checkpoint
 from tuning.added import added_tokens, encode_row, with_rows
+from tuning.interrupt import gentle_interrupt
 from tuning.record import RECORD, library_versions, read_record, write_record
 from tuning.rows import Row, data_hash
 
@@ -172,7 +169,7 @@ def train(
         shutil.rmtree(run_folder, ignore_errors=True)
     last, passed_over = checkpoint.latest(run_folder)
     if last is not None:
-        _check_same(last.state.get("identity", {}), identity, run_folder)
+        checkpoint.check_same(last.state.get("identity", {}), identity, run_folder)
     with quiet():
         if added:
             model = with_rows(model, len(tokenizer), added)
@@ -186,7 +183,7 @@ def train(
         "planned_steps": len(trainer.steps), "loss": trainer.run.losses, "versions": library_versions(),
         **({"added_tokens": added} if added else {}), **(record or {}),
     }  # fmt: skip
-    _publish(trainer, made, out, done, config)
+    checkpoint.publish(out, lambda folder: _write(folder, trainer, made, done, config))
     shutil.rmtree(run_folder, ignore_errors=True)
     return _report(out, done, resumed=last.step if last else None, passed_over=tuple(passed_over))
 
@@ -236,21 +233,6 @@ def _identity(
         "method": config.method,
         "settings": settings,
     }
-
-
-def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
-    settings = identity.get("settings") or {}
-    return {**{k: v for k, v in identity.items() if k != "settings"}, **settings}
-
-
-def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], run_folder: Path) -> None:
-    old, new = _flat(before), _flat(now)
-    changed = [f"{k} (was {old.get(k)!r}, is {new.get(k)!r})" for k in new if old.get(k) != new.get(k)]
-    if changed:
-        raise ConfigError(
-            f"An unfinished run in {run_folder} differs in {'; '.join(changed)}. Give the same data and settings to go "
-            "on with it, or start again without resuming (this discards it)."
-        )
 
 
 def _finished(out: Path, identity: Mapping[str, Any], rows: int, dropped: int) -> TrainReport | None:
@@ -376,7 +358,7 @@ def _reporter(progress: Progress | None) -> Callable[[Run, int, int], None] | No
 
 def _run(trainer: AnswerTrainer, last: checkpoint.Checkpoint | None) -> None:
     """Train to the end; Ctrl-C or an interrupt from progress saves a checkpoint and goes on as KeyboardInterrupt."""
-    with _gentle_interrupt(trainer):
+    with gentle_interrupt(trainer):
         try:
             trainer.train(resume_from_checkpoint=str(last.folder) if last else None)
         except KeyboardInterrupt:
@@ -388,44 +370,13 @@ def _run(trainer: AnswerTrainer, last: checkpoint.Checkpoint | None) -> None:
             raise KeyboardInterrupt
 
 
-@contextmanager
-def _gentle_interrupt(trainer: AnswerTrainer) -> Iterator[None]:
-    """The first Ctrl-C asks to stop after the step, a second one stops at once. Only the main thread can listen."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ask(number: int, frame: Any) -> None:
-        if trainer.stop_asked:
-            raise KeyboardInterrupt
-        trainer.stop_asked = True
-
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 # ------------------------------------------------------------------- after training
 
 
-def _publish(trainer: AnswerTrainer, tokenizer: Any, out: Path, done: Mapping[str, Any], config: TrainConfig) -> None:
-    """Write everything aside, flush it, and swap it in."""
-    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+def _write(folder: Path, trainer: AnswerTrainer, tokenizer: Any, done: Mapping[str, Any], config: TrainConfig) -> None:
     # Of grown embeddings only the new rows are trained, and those PEFT saves as the adapter's own.
     grown = {"save_embedding_layers": False} if config.added_tokens and config.method != "full" else {}
-    trainer.model.save_pretrained(str(aside), safe_serialization=True, **grown)
+    trainer.model.save_pretrained(str(folder), safe_serialization=True, **grown)
     if config.method == "full" or config.added_tokens:
-        tokenizer.save_pretrained(str(aside))
-    write_record(aside, done)
-    for path in (*aside.rglob("*"), aside):
-        checkpoint.fsync(path)
-    old = out.with_name(f".{out.name}.{os.getpid()}.old")
-    if out.exists():
-        os.replace(out, old)
-    os.replace(aside, out)
-    checkpoint.fsync(out.parent)
-    shutil.rmtree(old, ignore_errors=True)
+        tokenizer.save_pretrained(str(folder))
+    write_record(folder, done)
