@@ -113,7 +113,7 @@ def one_set(
     """Print the table of one set."""
     test = [q for q in parts["test"] if not q.unanswerable]
     before, groups = scores(index, test), clusters(test)
-    also = f", {len(other[1])} of {OTHER}" if other is not None else ""
+    also = f", {len(other[1])} of {given.other}" if other is not None else ""
     print(f"### {name}: {len(parts['dev'])} training questions, {len(test)} held out{also}\n")
     print("| recipe, metric | before | after | points (95 %) | p | training, s |\n|---|---|---|---|---|---|")
     for recipe in given.recipes:
@@ -141,7 +141,7 @@ def one_set(
         if other is not None:
             was = scores(*other)
             for key in ("dense ndcg@10", "hybrid ndcg@10"):
-                label = f"{recipe}, {OTHER} {key}"
+                label = f"{recipe}, {given.other} {key}"
                 print(
                     row(
                         label,
@@ -237,7 +237,10 @@ def main(
     parser.add_argument("--recipes", nargs="*", default=list(recipes))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--minutes", type=float, help="most minutes of one training")
-    parser.add_argument("--no-other", action="store_true", help=f"do not measure {OTHER}")
+    parser.add_argument(
+        "--other", default=OTHER, help="a set to measure that is not trained on, with all its questions"
+    )
+    parser.add_argument("--no-other", action="store_true", help="measure no such set")
     parser.add_argument("--speed-steps", type=int, default=steps, help="steps of the speed comparison; 0: none")
     parser.add_argument("--work", type=Path, help="folder to keep tasks, indexes and encoders in")
     given, _ = parser.parse_known_args()
@@ -251,8 +254,9 @@ def main(
             print(f"## {title}\n")
             other = None
             if not given.no_other:
-                index, parts = task(shared, OTHER, work, encoder)
-                other = index, [*parts["dev"], *parts["test"]]  # nothing is trained on either
+                index, parts = task(shared, given.other, work, encoder)
+                asked = [*parts["dev"], *parts["test"]]  # nothing is trained on either
+                other = index, [q for q in asked if not q.unanswerable]
             for name in given.sets:
                 index, parts = task(shared, name, work, encoder)
                 one_set(name, index, parts, other, given, work)
