@@ -244,6 +244,10 @@ def main(
     parser.add_argument("--speed-steps", type=int, default=steps, help="steps of the speed comparison; 0: none")
     parser.add_argument("--work", type=Path, help="folder to keep tasks, indexes and encoders in")
     given, _ = parser.parse_known_args()
+    if given.recipes and not given.no_other and given.other in given.sets:
+        parser.error(
+            f"{given.other} is among --sets, so it is trained on. Give another --other, or leave it out there."
+        )
     shared = shared_folder()
     if shared is None:
         print("The shared data sets were not found: set RAGTUNE_SHARED.", file=sys.stderr)
